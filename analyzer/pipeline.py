@@ -1,0 +1,200 @@
+"""The corridor: the only module that names every stage.
+
+files -> frames -> packets -> (UDP) DNS datagrams                      -> story -> tables
+                           -> (TCP) streams -> protocol sessions -> events ->
+"""
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from typing import Any, BinaryIO
+
+from analyzer.limits import Limits
+from analyzer.mail.story import Story
+from analyzer.protocols import dns
+from analyzer.protocols.base import Command, Event, SessionEnded
+from analyzer.protocols.registry import MAIL_PORTS, recognise
+from analyzer.tables import Tables
+from analyzer.wire import files
+from analyzer.wire.anomalies import Anomaly
+from analyzer.wire.packets import Decoder
+from analyzer.wire.streams import Streams
+from analyzer.wire.types import Connection, Frames, SourceInfo
+
+Input = str | PathLike[str] | BinaryIO
+Progress = Callable[[str, int, int | None, int], None]
+"""Called now and then with: source name, octets of the file read, its size or None, messages so far."""
+
+
+@dataclass
+class Result:
+    """What one analysis gave."""
+
+    tables: Tables
+    sources: list[SourceInfo] = field(default_factory=list)
+
+    @property
+    def damaged(self) -> bool:
+        """Part of the input could not be read."""
+        return any(source.damage for source in self.sources)
+
+
+class Pipeline:
+    """One analysis under way: `feed` it batches of frames, `finish` it once.
+
+    File and live capture take this same way.
+    """
+
+    def __init__(self, limits: Limits | None = None, secrets: Any = None) -> None:
+        self.limits = limits or Limits()
+        self.secrets = secrets
+        self.tables = Tables(self.limits)
+        self.story = Story(self.limits)
+        self.decoder = Decoder(self.limits)
+        self.streams = Streams(self.limits, self._recognise, MAIL_PORTS)
+        self.datagrams = dns.Datagrams(self.limits)
+        self.messages = 0
+
+    def feed(self, frames: Frames) -> None:
+        """Take the next batch of frames of a source."""
+        packets = self.decoder.decode(frames)
+        if len(packets):
+            rows = dns.candidate_rows(packets)
+            if len(rows):
+                self._take(self.datagrams.feed(packets, rows))
+            self._deliver(self.streams.feed(packets))
+        self._drain()
+
+    def finish(self, sources: Iterable[SourceInfo] = ()) -> Tables:
+        """Nothing more will come: end what is open, tell the story, fill the tables."""
+        self._deliver(self.streams.finish())
+        self._take(self.datagrams.finish())
+        self._take(self.decoder.finish())
+        self._drain()
+        for source in sources:
+            self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
+            self._take(source.notes)
+        told = self.story.finish()
+        tables = self.tables
+        tables.extend("messages", told.messages)
+        tables.extend("hops", told.hops)
+        tables.extend("recipients", told.recipients)
+        tables.extend("deliveries", told.deliveries)
+        tables.extend("timeline", told.timeline)
+        tables.extend("hosts", told.hosts)
+        tables.extend("links", told.links)
+        tables.extend("anomalies", told.anomalies)
+        tables.patch("dns", told.dns)
+        return tables
+
+    def _recognise(self, conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
+        protocol, client_is_orig, sure = recognise(conn, orig, resp, closing)
+        if protocol is None:
+            return False if sure else None
+        session = protocol.session(conn, client_is_orig, self.limits)
+        session.secrets = self.secrets
+        conn.session = session
+        return True
+
+    def _deliver(self, deliveries: Iterable[Any]) -> None:
+        for connection, chunks, closed in deliveries:
+            session = connection.session
+            for chunk in chunks:
+                events = session.feed(chunk)
+                if events:
+                    self._take(events)
+            if closed:
+                self._take(session.close(connection.end or "capture_end", connection.ts_last))
+                connection.session = None  # the session holds the connection: leave no cycle behind
+
+    def _drain(self) -> None:
+        for holder in (self.decoder, self.streams):
+            if holder.anomalies:
+                self._take(holder.anomalies)
+                holder.anomalies = []
+        for attempt in self.streams.attempts:
+            self.story.feed(attempt)
+        self.streams.attempts = []
+
+    def _take(self, events: Iterable[Event]) -> None:
+        tables, story = self.tables, self.story
+        for event in events:
+            kind = type(event)
+            if kind is Command:
+                tables.add("commands", event)
+            elif kind is Anomaly:
+                tables.add("anomalies", event)
+            elif kind is dns.Transaction:
+                tables.add("dns", event)
+                story.feed(event)
+            else:
+                if kind is SessionEnded:
+                    tables.add("sessions", event.row)
+                    self.messages += event.info.messages
+                story.feed(event)
+
+
+@contextmanager
+def _collector_off() -> Any:
+    """Rows survive to the end and hold no cycles: the collector would only walk them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def name_of(source: Input) -> str:
+    """How an input is called in the tables: as the caller gave it."""
+    if isinstance(source, str | PathLike):
+        return fspath(source)
+    return str(getattr(source, "name", "-"))
+
+
+def in_time_order(inputs: Sequence[Input]) -> list[Input]:
+    """Files of one analysis by the time of their first frame (rotated files are one stream); others as given."""
+    if len(inputs) < 2 or not all(isinstance(i, str | PathLike) and fspath(i) != "-" for i in inputs):
+        return list(inputs)
+    first = {id(i): files.peek_first_ts(i) for i in inputs}  # type: ignore[arg-type]
+    return sorted(inputs, key=lambda i: (first[id(i)] is None, first[id(i)] or 0))
+
+
+def run(
+    inputs: Sequence[Input],
+    *,
+    limits: Limits | None = None,
+    keylogs: Sequence[str | PathLike[str]] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Analyze captures, several files being one analysis.
+
+    Raises CaptureError when an input cannot be read at all, KeyLogError for a bad key log.
+    """
+    limits = limits or Limits()
+    pipeline = Pipeline(limits, _secrets(keylogs))
+    sources: list[SourceInfo] = []
+    with _collector_off():
+        for item in in_time_order(inputs):
+            info = SourceInfo(name_of(item))
+            sources.append(info)
+
+            def report(done: int, total: int | None, name: str = info.name) -> None:
+                if progress is not None:
+                    progress(name, done, total, pipeline.messages)
+
+            for frames in files.read(item, limits, info, progress=report):
+                pipeline.feed(frames)
+        tables = pipeline.finish(sources)
+    return Result(tables, sources)
+
+
+def _secrets(keylogs: Sequence[str | PathLike[str]]) -> Any:
+    if not keylogs:
+        return None
+    from analyzer.protocols import tls
+
+    return tls.read_key_logs(keylogs)

@@ -1,0 +1,262 @@
+"""Rows on their way into tables, in bounded memory.
+
+1. Rows come in any order and leave sorted (`Table.order`, then the whole row), so that tables depend on
+   what was found and not on when.
+2. A spool holds `Limits.spool_rows` rows; more are sorted and go to an unnamed temporary file, which is
+   gone when the process is, however it ends.  Reading merges them.
+3. `anomalies` keeps the first `Limits.folded_anomalies` rows, by that order, of each name and source; the
+   rest is one row that counts them.
+"""
+
+import marshal
+from collections.abc import Callable, Iterable, Iterator
+from heapq import merge
+from itertools import islice
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from analyzer.limits import Limits
+from analyzer.tables.schema import TABLES, Table, describe
+from analyzer.wire.anomalies import Anomaly
+
+_BLOCK = 256
+"""Rows read at a time of each spilled run."""
+_FAN = 32
+"""Spilled runs of one level: then they are merged into one of the next, so that few files are open."""
+_LAST: dict[str, Any] = {"int": 1 << 64, "time": 1 << 64, "text": "\U0010ffff"}
+"""What an absent value counts as in the order."""
+
+Key = Callable[[Any], Any]
+
+
+class _Whole:
+    """A whole row as the last part of a sort key: compared only when everything before it is equal."""
+
+    __slots__ = ("row",)
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Whole) and self.row == other.row
+
+    def __hash__(self) -> int:
+        return hash(repr(self.row))
+
+    def __lt__(self, other: "_Whole") -> bool:
+        for mine, theirs in zip(self.row, other.row, strict=True):
+            if mine == theirs:
+                continue
+            if mine is None or theirs is None:
+                return theirs is None
+            try:
+                return bool(mine < theirs)
+            except TypeError:
+                return repr(mine) < repr(theirs)
+        return False
+
+
+def sort_key(table: Table) -> Key:
+    """The sort key of a table's rows: total, and safe with absent values."""
+    place = {column.name: (i, column.kind) for i, column in enumerate(table.columns)}
+    parts = []
+    for name in table.order:
+        i, kind = place[name]
+        parts.append(f"r[{i}] if r[{i}] is not None else {_LAST[kind]!r}")
+    source = f"lambda r: ({', '.join(parts)}, whole(r))"
+    key: Key = eval(source, {"whole": _Whole})  # our own column numbers: one call per row instead of a loop per column
+    return key
+
+
+class _Run:
+    """Sorted rows in a temporary file."""
+
+    def __init__(self, rows: Iterable[Any], level: int) -> None:
+        self.level = level
+        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")
+        rows = iter(rows)
+        while block := list(islice(rows, _BLOCK)):
+            self._file.write(_packed(block))
+
+    def __iter__(self) -> Iterator[Any]:
+        place = 0
+        end = self._file.seek(0, 2)
+        while place < end:
+            self._file.seek(place)
+            block = marshal.load(self._file)
+            place = self._file.tell()
+            yield from block
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def _packed(rows: list[Any]) -> bytes:
+    try:
+        return marshal.dumps([tuple(row) for row in rows])
+    except ValueError:  # numpy numbers, which the columns bring along
+        return marshal.dumps([tuple(getattr(v, "item", lambda v=v: v)() for v in row) for row in rows])
+
+
+class Spool:
+    """Rows of one table: added in any order, read in the table's, as often as wanted."""
+
+    def __init__(self, table: Table, limit: int) -> None:
+        self.table = table
+        self._limit = max(limit, 1)
+        self._key = sort_key(table)
+        self._rows: list[Any] = []
+        self._sorted = True
+        self._runs: list[_Run] = []
+        self._spilled = 0
+
+    def __len__(self) -> int:
+        return self._spilled + len(self._rows)
+
+    def add(self, row: Any) -> None:
+        """Add a row."""
+        self._rows.append(row)
+        self._sorted = False
+        if len(self._rows) >= self._limit:
+            self._spill()
+
+    def extend(self, rows: Iterable[Any]) -> None:
+        """Add rows."""
+        for row in rows:
+            self.add(row)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows so far, in order."""
+        self._sort()
+        held = list(self._rows)
+        if not self._runs:
+            return iter(held)
+        return map(self.table.record._make, merge(*self._runs, held, key=self._key))
+
+    def _sort(self) -> None:
+        if not self._sorted:
+            self._rows.sort(key=self._key)
+            self._sorted = True
+
+    def _spill(self) -> None:
+        self._sort()
+        self._spilled += len(self._rows)
+        self._runs.append(_Run(self._rows, 0))
+        self._rows.clear()
+        while len(self._runs) >= _FAN and self._runs[-_FAN].level == self._runs[-1].level:
+            old = self._runs[-_FAN:]
+            self._runs[-_FAN:] = [_Run(merge(*old, key=self._key), old[0].level + 1)]
+            for run in old:
+                run.close()
+
+    def close(self) -> None:
+        """Forget everything and give temporary files back."""
+        self._rows.clear()
+        for run in self._runs:
+            run.close()
+        self._runs.clear()
+        self._spilled = 0
+
+
+class AnomalySpool(Spool):
+    """Rows of `anomalies`: of one name and source only the first are kept, the rest counted."""
+
+    def __init__(self, table: Table, limits: Limits) -> None:
+        super().__init__(table, limits.spool_rows)
+        self._keep = max(limits.folded_anomalies, 1)
+        self._groups: dict[tuple[str, str], list[Any]] = {}
+        self._folded: dict[tuple[str, str], tuple[int, int | None]] = {}
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        self._fold()
+        return sum(map(len, self._groups.values())) + len(self._folded)
+
+    def add(self, row: Anomaly) -> None:
+        """Add a row."""
+        of_name = (row.name, row.source)
+        group = self._groups.setdefault(of_name, [])
+        group.append(row)
+        self._counts[row.name] = self._counts.get(row.name, 0) + 1
+        if len(group) >= 2 * self._keep:  # sorting half that is new costs a row the logarithm of the limit
+            self._fold_one(of_name)
+
+    def counts(self) -> dict[str, int]:
+        """How often each name was met, folded rows included."""
+        return dict(sorted(self._counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows so far, in order."""
+        self._fold()
+        rows = [row for group in self._groups.values() for row in group]
+        for (name, source), (number, last) in self._folded.items():
+            rows.append(Anomaly(last, source, None, None, name, f"{number:,} more like it, up to here; not listed", None))
+        rows.sort(key=self._key)
+        return iter(rows)
+
+    def _fold(self) -> None:
+        for of_name, group in self._groups.items():
+            if len(group) > self._keep:
+                self._fold_one(of_name)
+
+    def _fold_one(self, of_name: tuple[str, str]) -> None:
+        group = self._groups[of_name]
+        group.sort(key=self._key)
+        number, last = self._folded.get(of_name, (0, None))
+        rest = group[self._keep :]
+        del group[self._keep :]
+        times = [row.ts for row in rest if row.ts is not None]
+        if last is not None:
+            times.append(last)
+        self._folded[of_name] = (number + len(rest), max(times, default=None))
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._groups.clear()
+        self._folded.clear()
+        self._counts.clear()
+
+
+class Tables:
+    """Every table's rows.  `add` and `extend` while analyzing; `rows` and `count` then, as often as wanted."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self._spools: dict[str, Spool] = {
+            table.name: AnomalySpool(table, limits) if table.record is Anomaly else Spool(table, limits.spool_rows)
+            for table in TABLES.values()
+        }
+
+    def add(self, table: str, row: Any) -> None:
+        """Add a row (an instance of the table's record)."""
+        self._spools[table].add(row)
+
+    def extend(self, table: str, rows: Iterable[Any]) -> None:
+        """Add rows."""
+        self._spools[table].extend(rows)
+
+    def rows(self, table: str) -> Spool:
+        """A table's rows in its order: iterate as often as wanted."""
+        return self._spools[describe(table).name]
+
+    def count(self, table: str) -> int:
+        """Rows of a table."""
+        return len(self.rows(table))
+
+    def anomaly_counts(self) -> dict[str, int]:
+        """How often each anomaly was met, most frequent first, folded ones included."""
+        spool = self._spools["anomalies"]
+        assert isinstance(spool, AnomalySpool)
+        return spool.counts()
+
+    def close(self) -> None:
+        """Forget every row and give temporary files back."""
+        for spool in self._spools.values():
+            spool.close()
+
+    def __enter__(self) -> "Tables":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
