@@ -22,6 +22,18 @@ class Limits:
     """Highest believable compression ratio once `unpacked_free` octets are out: then `decompression_limit`."""
     unpacked_free: int = 64 << 20
     """Octets unpacked before `unpacked_ratio` is looked at."""
+    unpacked_layers: int = 3
+    """Compressions peeled off one file: beyond, it is refused."""
+    unpacked_streams: int = 10_000
+    """Compressed streams (members, frames) in one file that hold fewer than 64 octets on average: then it is damage."""
+    unpacked_window: int = 128 << 20
+    """Octets of window a compressed file may ask for (`xz -9` asks for 64 MiB): beyond, it is damage."""
+    restarts: int = 10_000
+    """Times a damaged capture is taken up again after an unreadable place: then the rest is given up, `damaged_capture`."""
+    interfaces: int = 65_536
+    """Interfaces of one pcapng section: the packets of further ones are skipped, `damaged_capture`."""
+    secrets_bytes: int = 16 << 20
+    """Octets of TLS secrets taken out of one pcapng file: the rest is left, `secrets_dropped`."""
 
     # wire: packets
     tunnel_depth: int = 16
@@ -36,18 +48,38 @@ class Limits:
     # wire: connections
     connections: int = 500_000
     """Connections tracked at once: the least recently used is closed (`timeout`), `connections_dropped`."""
-    connection_idle: int = 3_600_000_000_000
-    """Silence after which a connection is over (`timeout`): IMAP IDLE is renewed every 29 minutes (RFC 2177)."""
+    connection_idle: int = 86_400_000_000_000
+    """Silence after which a connection is over (`timeout`).  TCP itself knows none (RFC 9293 3.8.4): hours are survived."""
     half_open_idle: int = 120_000_000_000
     """Silence after which an unanswered SYN is forgotten; it is counted in `connect_unanswered`."""
     closed_linger: int = 120_000_000_000
     """Time for which a closed connection is remembered, so that late copies do not open a ghost."""
     pending_bytes: int = 16 << 20
     """Out-of-order octets held per direction: then the hole before them is given up as lost."""
-    pending_pieces: int = 65_536
-    """Out-of-order segments held per direction: then the hole before them is given up as lost."""
+    pending_pieces: int = 262_144
+    """Out-of-order segments held per direction: then the hole before them is given up as lost, `reorder_limit`."""
+    pending_holes: int = 32_768
+    """Holes waited for at once per direction: then the first is given up as lost, `reorder_limit`."""
     pending_total: int = 64 << 20
     """Out-of-order octets held in all: then the holes of the largest holder are given up."""
+    hole_packets: int = 1024
+    """Packets of a connection after the acknowledgement of unseen octets until they are given up as lost (with `hole_age`)."""
+    hole_age: int = 30_000_000_000
+    """Time after it until they are; also the time a finished connection with a hole is waited with.  Live capture may ask less."""
+    reset_linger: int = 2_000_000_000
+    """Time after an RST in which its sender may go on and so show it forged."""
+    lingering: int = 20_000
+    """Connections that are waited with after their end: the oldest are closed."""
+    window_bytes: int = 64 << 20
+    """How far from the expected sequence number a segment is believed: beyond, `out_of_window`."""
+    history_bytes: int = 16 << 10
+    """Octets handed up that are kept per direction to compare retransmissions with; older copies are not compared."""
+    history_total: int = 64 << 20
+    """Octets so kept in all: then they are dropped, which only leaves some `conflicting_data` unseen."""
+    connection_anomalies: int = 3
+    """Rows of one anomaly name per connection: the others are counted in one last row."""
+    attempts: int = 5_000
+    """Connection attempts to mail ports listed one by one; further ones are only counted (`connect_unanswered` ...)."""
     unrecognised_bytes: int = 64 << 10
     """Payload kept per direction while no protocol has recognised a connection: then it is ignored."""
 
@@ -72,17 +104,49 @@ class Limits:
     """Octets inflated per direction of an IMAP COMPRESS session: then `inflate_limit`, the rest is opaque."""
     inflated_ratio: int = 100
     """Highest believable ratio of COMPRESS once 1 MiB is out: then `inflate_limit`, the rest is opaque."""
+    mailbox_messages: int = 200_000
+    """Messages whose unique-id, UID or Message-ID is remembered per session: the others stay unnamed, `mailbox_too_large`."""
+    mailbox_events: int = 200_000
+    """Mailbox events (flagged, copied, expunged, ...) per session: the rest are not told, `mailbox_too_large`."""
+    partial_messages: int = 1_000
+    """Messages being fetched in pieces, announced but not fetched, or in one APPEND, per session: the oldest is finished as it is."""
+    parts_bytes: int = 4 << 20
+    """Octets of message parts held per IMAP session until the parts before them come: then that message stays incomplete."""
+    tls_waiting_bytes: int = 32 << 20
+    """Octets of one TLS direction held until the other side's hello has come: then the session stays opaque."""
+    tls_message_bytes: int = 256 << 10
+    """Octets of a TLS handshake message (certificates): a longer one ends the reading of that handshake."""
     dns_waiting: int = 200_000
     """DNS questions waiting for an answer: the oldest is given up as unanswered."""
     dns_timeout: int = 30_000_000_000
     """Time after which an answer no longer belongs to a question."""
+    dns_copy: int = 1_000_000_000
+    """Time around an answer in which another copy of its question is that question again, not a new one."""
+    dns_answered: int = 20_000
+    """Answered questions remembered to know copies of the question and the answer: the oldest are forgotten."""
+    dns_memo: int = 32_768
+    """Decoded DNS messages remembered (short ones): the oldest are forgotten; only speed depends on it."""
+    dns_questions: int = 16
+    """Questions read in one DNS message: `dns_malformed` beyond (RFC 9619 allows one)."""
+    dns_records: int = 2_000
+    """Answer records read in one DNS message: `dns_malformed` beyond."""
 
     # mail
     queue_lifetime: int = 5 * 86_400_000_000_000
     """Time a message may wait between two hops and still be one trace (RFC 5321 4.5.4.1: 4-5 days)."""
+    hosts: int = 200_000
+    """Hosts kept that only had part in sessions without a message: further ones have no row, `hosts_dropped`."""
+    lookups: int = 2_000_000
+    """DNS questions remembered to bind them to hops: later ones are bound to none, `lookups_dropped`."""
+    book_entries: int = 500_000
+    """DNS answer records remembered to know names and exchangers: later ones are not, `lookups_dropped`."""
+    idle_connections: int = 50_000
+    """Failed connections and sessions without a transaction kept for the message they were made for: then `attempts_dropped`."""
+    mailbox_events: int = 1_000_000
+    """Mailbox events kept for the timeline: later ones are not told, `mailbox_events_dropped`."""
 
     # tables
-    spool_rows: int = 200_000
+    spool_rows: int = 20_000
     """Rows of one table held in memory: then they are sorted and spilled to a temporary file."""
     folded_anomalies: int = 1000
     """Rows of one anomaly name and source: beyond it they are counted in one last row."""

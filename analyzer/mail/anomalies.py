@@ -2,4 +2,12 @@
 
 NAMES: dict[str, str] = {
     # slug: one sentence
+    "hosts_dropped": "There are more hosts without a message than the limit; the others have no row.",
+    "lookups_dropped": "There are more DNS lookups than the limit; the later ones are bound to no hop.",
+    "attempts_dropped": "There are more connections without a transaction than the limit; the later ones are in no timeline.",
+    "mailbox_events_dropped": "There are more mailbox events than the limit; the later ones are in no timeline.",
+    "hop_seen_twice": "Two captures show the same crossing; it is one hop, told from the one that shows more.",
+    "clock_offset": "Two captures that show the same crossings disagree about the time; their times were left as they are.",
+    "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",
+    "received_time_odd": "A Received field's time is far from the time at which the hand-over was captured.",
 }

@@ -22,6 +22,9 @@ SOFTWARE = re.compile(
 )
 """Server software as greetings name it."""
 
+LOST_TURN = 99
+"""The turn of a SASL response whose place in the exchange is not known: nothing is read from it."""
+
 _HOST = re.compile(rb"(?<![\w.@-])((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,62})(?![\w@-])")
 _STAMP = re.compile(rb"<[^<>@\s]{1,200}@([^<>@\s]{1,255})>")
 
@@ -70,3 +73,12 @@ def sasl_user(mechanism: str | None, response: bytes, turn: int) -> str | None:
         case _:
             return None
     return text(name[:256]) or None
+
+
+def turn_of(challenge: bytes, turn: int) -> int:
+    """Which response a server's challenge asks for: LOGIN's prompts say it, else the `turn` that was counted."""
+    try:
+        prompt = a2b_base64(challenge, strict_mode=False).lower()
+    except (Error, ValueError):
+        return turn
+    return 1 if prompt.startswith(b"pass") and turn == 0 else turn

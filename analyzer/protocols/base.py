@@ -390,8 +390,14 @@ class Session:
 
     def close(self, reason: str, ts: int) -> list[Event]:
         """The connection is over (`fin reset timeout capture_end`): finish what is open."""
+        inside = self.tls
+        if inside is not None:
+            inside.finish(self)
         self.client.ended = self.server.ended = True
         self.pump()
+        if self.tls is not inside:  # TLS began with the last octets
+            self.tls.finish(self)
+            self.pump()
         self.finish(reason, ts)
         self.events.append(SessionEnded(self.info, session_row(self.info, self.client_is_orig)))
         events, self.events = self.events, []

@@ -1,7 +1,7 @@
 """Tables to files: one small writer per format.
 
 1. Every table is written, an empty one too.
-2. Files are written under a temporary name; when all are whole they take their own, together.
+2. Files are written under a temporary name; when all are whole they take their own.
 3. The same rows make the same bytes.
 4. JSON Lines keeps what the traffic said, escaped to ASCII.  CSV is for eyes and spreadsheets: control
    characters are written out and a cell that a spreadsheet would evaluate gets a leading apostrophe.
@@ -15,6 +15,7 @@ from contextlib import suppress
 from itertools import islice
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from analyzer.columns import Column
@@ -26,53 +27,64 @@ from analyzer.tables.visible import encodable, inert, visible
 _BATCH = 1000
 """Rows turned into text at a time."""
 _PARQUET_BATCH = 20_000
+"""Rows of one Parquet row group."""
 _SECOND = 1_000_000_000
+_SECONDS_KEPT = 10_000
+"""Dates and times of day remembered while writing times."""
 
+Row = Sequence[Any]
 Cell = Callable[[Any], str]
-Formatter = Callable[[Iterable[Any]], list[str]]
+Formatter = Callable[[Iterable[Row]], list[str]]
 
 
-# times: ISO 8601 with nanoseconds and Z
+# values as text
 
 
-class _Seconds(dict[int, str]):
-    """Second since 1970 -> its date and time of day; rows come in time order, so few are new."""
+class _Days(dict[int, str]):
+    """Second since 1970 -> date and time of day; rows come in time order, so few are new."""
 
     def __missing__(self, second: int) -> str:
         from datetime import datetime, timedelta
 
-        if len(self) > 10_000:
+        if len(self) >= _SECONDS_KEPT:
             self.clear()
-        try:
-            text = (datetime(1970, 1, 1) + timedelta(seconds=second)).isoformat()
-        except OverflowError:  # before year 1 or after 9999: no capture's clock
-            text = "9999-12-31T23:59:59" if second > 0 else "0001-01-01T00:00:00"
-        self[second] = text
+        text = self[second] = (datetime(1970, 1, 1) + timedelta(seconds=second)).isoformat()
         return text
 
 
-_SECONDS = _Seconds()
+_DAYS = _Days()
 
 
 def iso(ts: int) -> str:
     """Nanoseconds since 1970 as ISO 8601, UTC, with nine digits."""
-    second, rest = divmod(ts, _SECOND)
-    return f"{_SECONDS[second]}.{rest:09d}Z"
+    return f"{_DAYS[ts // _SECOND]}.{str(ts % _SECOND + _SECOND)[1:]}Z"
 
 
 def seconds(value: float) -> str:
-    """Seconds as a decimal number: nine digits at most, never an exponent."""
+    """Seconds as a decimal number: at most nine digits after the point, never an exponent."""
     text = f"{value:.9f}".rstrip("0")
-    if text[-1] == ".":
-        return text + "0"
-    return text if text[-1].isdigit() else "null"  # nan, inf
+    return text + "0" if text[-1] == "." else text
 
 
-# one formatter per table and format, compiled from the table's columns
+def _encodable_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, list | tuple):
+        return [_encodable_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _encodable_value(item) for key, item in value.items()}
+    return value
+
+
+def _encodable_row(row: Row) -> Row:
+    return [_encodable_value(value) for value in row]
+
+
+# rows as text: one formatter per table, compiled from its columns
 
 
 def _compiled(table: Table, keyed: bool, cells: dict[str, str], names: dict[str, Any]) -> Formatter:
-    """A function from rows to lines of text.  `cells` has an expression on `v` for each kind of column.
+    """A function from rows to lines.  `cells` has an expression on `v` for each kind of column.
 
     Generated, because looking each column's kind up for each row costs more than making the row's text.
     """
@@ -83,22 +95,22 @@ def _compiled(table: Table, keyed: bool, cells: dict[str, str], names: dict[str,
         parts.append((f'"{column.name}":' if keyed else "") + "{" + expression + "}")
     line = "{{" + ",".join(parts) + "}}" if keyed else ",".join(parts)
     source = f"lambda rows: [f'''{line}\\n''' for {', '.join(variables)} in rows]"
-    formatter: Formatter = eval(source, names)
+    formatter: Formatter = eval(source, dict(names))
     return formatter
 
 
 def _json_time(ts: int) -> str:
-    return f'"{iso(ts)}"'
+    return f'"{_DAYS[ts // _SECOND]}.{str(ts % _SECOND + _SECOND)[1:]}Z"'
 
 
 def _json_list(values: Sequence[Any]) -> str:
     try:
-        return "[" + ",".join([encode_basestring_ascii(value) for value in values]) + "]"
+        return "[" + ",".join(map(encode_basestring_ascii, values)) + "]"
     except TypeError:  # objects: evidence
         return json.dumps(values, separators=(",", ":"))
 
 
-_JSON = {
+_JSON_CELLS = {
     "time": "null if v is None else time(v)",
     "seconds": "null if v is None else seconds(v)",
     "float": "null if v is None else seconds(v)",
@@ -119,18 +131,203 @@ _JSON_NAMES = {
 
 def json_lines(table: Table) -> Formatter:
     """A function from rows to JSON Lines: ASCII only, one object a line."""
-    formatter = _compiled(table, True, _JSON, _JSON_NAMES)
+    formatter = _compiled(table, True, _JSON_CELLS, _JSON_NAMES)
 
-    def lines(rows: Iterable[Any]) -> list[str]:
+    def lines(rows: Iterable[Row]) -> list[str]:
         rows = list(rows)
         made = formatter(rows)
         for i, line in enumerate(made):
-            if "\\ud" in line and _has_surrogate(rows[i]):
-                made[i] = formatter([encodable_row(rows[i])])[0]
+            if "\\ud" in line:  # half of a pair that has lost its other half is not Unicode, and not JSON for many readers
+                made[i] = formatter([_encodable_row(rows[i])])[0]
         return made
 
     return lines
 
 
-def _has_surrogate(row: Iterable[Any]) -> bool:
-    return any(isinstance(value, str) and encodable(value) is not value for value in row)
+_PLAIN_CELL = re.compile(r"[A-Za-z0-9<(\[/.*_][ !#-+\--:<-~]*").fullmatch
+"""Cells that need no quotes and no thought: printable ASCII without `" , ;`, beginning with nothing that acts."""
+
+
+def _csv_text(text: str) -> str:
+    if _PLAIN_CELL(text):
+        return text
+    return _csv_quoted(inert(visible(text)))
+
+
+def _csv_quoted(text: str) -> str:
+    """RFC 4180; quotes also around "" (an empty cell is absent) and `;` (what divides cells in half of Europe)."""
+    if not text or '"' in text or "," in text or ";" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
+_CSV_CELLS = {kind: cell.replace("null", "none") for kind, cell in _JSON_CELLS.items()}
+_CSV_NAMES = {
+    "none": "",
+    "time": iso,
+    "seconds": seconds,
+    "truth": {None: "", False: "false", True: "true"},
+    "text": _csv_text,
+    "list": lambda values: _csv_quoted(_json_list(values)),
+}
+
+
+def csv_lines(table: Table) -> Formatter:
+    """A function from rows to CSV lines, without the header."""
+    return _compiled(table, False, _CSV_CELLS, _CSV_NAMES)
+
+
+# files
+
+
+class _Place:
+    """A directory being written: files have temporary names until everything is whole."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[Path, Path] = {}
+
+    def file(self, name: str) -> Path:
+        """Where to write what shall be called `name`."""
+        path = self.directory / f".{name}.{os.getpid()}.part"
+        self._files[path] = self.directory / name
+        return path
+
+    def __enter__(self) -> "_Place":
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for path, final in self._files.items():
+            if kind is None:
+                os.replace(path, final)
+            else:
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+def _write_lines(path: Path, header: str, lines: Formatter, rows: Iterable[Row]) -> None:
+    with path.open("wb", 1 << 18) as file:
+        file.write(header.encode())
+        for batch in _batches(rows, _BATCH):
+            file.write("".join(lines(batch)).encode())
+
+
+def _write_jsonl(tables: Tables, place: _Place) -> None:
+    for table in TABLES.values():
+        _write_lines(place.file(f"{table.name}.jsonl"), "", json_lines(table), tables.rows(table.name))
+
+
+def _write_csv(tables: Tables, place: _Place) -> None:
+    for table in TABLES.values():
+        header = ",".join(column.name for column in table.columns) + "\n"
+        _write_lines(place.file(f"{table.name}.csv"), header, csv_lines(table), tables.rows(table.name))
+
+
+def _write_parquet(tables: Tables, place: _Place) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MailhopError("Parquet needs pyarrow: pip install 'mailhop[parquet]'") from None
+    simple = {
+        "time": pa.timestamp("ns", tz="UTC"),
+        "seconds": pa.float64(),
+        "float": pa.float64(),
+        "int": pa.int64(),
+        "bool": pa.bool_(),
+        "text": pa.string(),
+    }
+
+    def arrow_type(table: Table, column: Column) -> Any:
+        if column.kind != "list":
+            return simple[column.kind]
+        members = OBJECTS.get((table.name, column.name))
+        return pa.list_(pa.struct([(name, simple[kind]) for name, kind in members.items()]) if members else pa.string())
+
+    for table in TABLES.values():
+        fields = [pa.field(c.name, arrow_type(table, c), metadata={"meaning": c.meaning}) for c in table.columns]
+        schema = pa.schema(fields, metadata={"table": table.name, "meaning": table.meaning})
+        with pq.ParquetWriter(place.file(f"{table.name}.parquet"), schema, compression="zstd") as writer:
+            for batch in _batches(tables.rows(table.name), _PARQUET_BATCH):
+                values: Iterable[Row] = zip(*map(_encodable_row, batch), strict=True)
+                arrays = [pa.array(list(cells), field.type) for cells, field in zip(values, fields, strict=True)]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+_SQLITE_TYPES = {"int": "INTEGER", "bool": "INTEGER", "seconds": "REAL", "float": "REAL"}
+_SQLITE_CELLS: dict[str, Cell] = {"time": iso, "text": encodable, "list": _json_list}
+_SQLITE_INDEXED = ("trace_id", "session_id")
+
+
+def _write_sqlite(tables: Tables, place: _Place) -> None:
+    """Times are ISO 8601 text, which SQLite's date functions read; lists are JSON text for json_each()."""
+    import sqlite3
+
+    path = place.file("mailhop.sqlite")
+    path.unlink(missing_ok=True)
+    base = sqlite3.connect(path, isolation_level=None)
+    try:
+        base.execute("PRAGMA journal_mode = OFF")
+        base.execute("PRAGMA synchronous = OFF")
+        base.execute("BEGIN")
+        base.execute('CREATE TABLE "columns" ("table_name" TEXT, "name" TEXT, "kind" TEXT, "meaning" TEXT)')
+        for table in TABLES.values():
+            base.executemany('INSERT INTO "columns" VALUES (?, ?, ?, ?)', [(table.name, *column) for column in table.columns])
+            names = [f'"{c.name}" {_SQLITE_TYPES.get(c.kind, "TEXT")}' for c in table.columns]
+            base.execute(f'CREATE TABLE "{table.name}" ({", ".join(names)})')
+            marks = ", ".join("?" * len(table.columns))
+            base.executemany(f'INSERT INTO "{table.name}" VALUES ({marks})', _sqlite_rows(table, tables.rows(table.name)))
+            for name in _SQLITE_INDEXED:
+                if any(column.name == name for column in table.columns):
+                    base.execute(f'CREATE INDEX "{table.name}_{name}" ON "{table.name}" ("{name}")')
+        base.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        raise OSError(None, str(error), str(path)) from None
+    finally:
+        base.close()
+
+
+def _sqlite_rows(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
+    as_text = [_SQLITE_CELLS.get(column.kind) for column in table.columns]
+    for row in rows:
+        yield [value if value is None or cell is None else cell(value) for value, cell in zip(row, as_text, strict=True)]
+
+
+FORMATS: dict[str, Callable[[Tables, _Place], None]] = {
+    "jsonl": _write_jsonl,
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "sqlite": _write_sqlite,
+}
+"""A new format costs one function and one line."""
+
+
+def parse_formats(text: str) -> list[str]:
+    """Names out of `jsonl,csv`.  Raises MailhopError for one that is none."""
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in FORMATS:
+            raise MailhopError(f"no format {name!r}", nearest(name, FORMATS))
+    return list(dict.fromkeys(names)) or ["jsonl"]
+
+
+def export(tables: Tables, directory: str | os.PathLike[str], formats: Iterable[str] = ("jsonl",)) -> None:
+    """Write every table to a directory, one file per table and format (`sqlite`: one file).
+
+    Raises MailhopError when a library is missing or the directory cannot be written; then nothing is left behind.
+    """
+    place = _Place(Path(directory))
+    try:
+        with place:
+            for name in formats:
+                FORMATS[name](tables, place)
+    except OSError as error:
+        what = f"cannot write tables to {visible(str(directory))}: {error.strerror or error}"
+        raise MailhopError(what, "choose another directory with -o DIR") from None

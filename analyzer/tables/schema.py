@@ -21,7 +21,8 @@ class Table(NamedTuple):
     """A table: one row per record, one column per field."""
 
     name: str
-    record: type[Any]
+    record: Any
+    """Class of its rows, a NamedTuple."""
     meaning: str
     """What one row stands for."""
     order: tuple[str, ...]

@@ -68,15 +68,28 @@ def sort_key(table: Table) -> Key:
     return key
 
 
+def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
+    """A function from rows to tuples fit for marshal, which would take a numpy number for octets."""
+    exact = {"int": "int", "time": "int", "seconds": "float", "float": "float", "bool": "bool"}
+    parts = []
+    for i, column in enumerate(table.columns):
+        kind = exact.get(column.kind)
+        parts.append(f"{kind}(v{i}) if v{i} is not None and type(v{i}) is not {kind} else v{i}" if kind else f"v{i}")
+    variables = ", ".join(f"v{i}" for i in range(len(table.columns)))
+    source = f"lambda rows: [({', '.join(parts)},) for {variables}, in rows]"
+    packer: Callable[[list[Any]], list[Any]] = eval(source)
+    return packer
+
+
 class _Run:
     """Sorted rows in a temporary file."""
 
-    def __init__(self, rows: Iterable[Any], level: int) -> None:
+    def __init__(self, rows: Iterable[Any], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
         self.level = level
-        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")
+        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
         rows = iter(rows)
         while block := list(islice(rows, _BLOCK)):
-            self._file.write(_packed(block))
+            self._file.write(marshal.dumps(pack(block)))
 
     def __iter__(self) -> Iterator[Any]:
         place = 0
@@ -92,13 +105,6 @@ class _Run:
         self._file.close()
 
 
-def _packed(rows: list[Any]) -> bytes:
-    try:
-        return marshal.dumps([tuple(row) for row in rows])
-    except ValueError:  # numpy numbers, which the columns bring along
-        return marshal.dumps([tuple(getattr(v, "item", lambda v=v: v)() for v in row) for row in rows])
-
-
 class Spool:
     """Rows of one table: added in any order, read in the table's, as often as wanted."""
 
@@ -106,10 +112,13 @@ class Spool:
         self.table = table
         self._limit = max(limit, 1)
         self._key = sort_key(table)
+        self._pack = _packer(table)
         self._rows: list[Any] = []
         self._sorted = True
         self._runs: list[_Run] = []
         self._spilled = 0
+        self.change: Callable[[Any], Any] | None = None
+        """Applied to each row as it is read: what is known of a row only at the end (must keep the order)."""
 
     def __len__(self) -> int:
         return self._spilled + len(self._rows)
@@ -130,9 +139,10 @@ class Spool:
         """The rows so far, in order."""
         self._sort()
         held = list(self._rows)
-        if not self._runs:
-            return iter(held)
-        return map(self.table.record._make, merge(*self._runs, held, key=self._key))
+        rows: Iterator[Any] = iter(held)
+        if self._runs:
+            rows = map(self.table.record._make, merge(*self._runs, held, key=self._key))
+        return map(self.change, rows) if self.change else rows
 
     def _sort(self) -> None:
         if not self._sorted:
@@ -142,13 +152,11 @@ class Spool:
     def _spill(self) -> None:
         self._sort()
         self._spilled += len(self._rows)
-        self._runs.append(_Run(self._rows, 0))
+        self._runs.append(_Run(self._rows, 0, self._pack))
         self._rows.clear()
         while len(self._runs) >= _FAN and self._runs[-_FAN].level == self._runs[-1].level:
-            old = self._runs[-_FAN:]
-            self._runs[-_FAN:] = [_Run(merge(*old, key=self._key), old[0].level + 1)]
-            for run in old:
-                run.close()
+            old = self._runs[-_FAN:]  # their files close with their last reader
+            self._runs[-_FAN:] = [_Run(merge(*old, key=self._key), old[0].level + 1, self._pack)]
 
     def close(self) -> None:
         """Forget everything and give temporary files back."""
@@ -235,6 +243,10 @@ class Tables:
     def extend(self, table: str, rows: Iterable[Any]) -> None:
         """Add rows."""
         self._spools[table].extend(rows)
+
+    def patch(self, table: str, change: Callable[[Any], Any]) -> None:
+        """Have every row of a table changed as it is read (the order must not change)."""
+        self._spools[table].change = change
 
     def rows(self, table: str) -> Spool:
         """A table's rows in its order: iterate as often as wanted."""

@@ -5,7 +5,8 @@ import re
 _INVISIBLE = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # C0, DEL, C1: terminals obey them
-    "\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff"  # bidi, no width, line ends
+    "\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"  # bidi, zero width, line separators
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff"  # more of them
     "\ud800-\udfff"  # surrogates: no encoding takes them
     "]"
 )

@@ -77,6 +77,10 @@ class Packets:
     """Outermost 802.1Q identifier, 0 when untagged."""
     ttl: U8
     """IPv4 TTL or IPv6 hop limit (insertion attacks show here)."""
+    network: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Where the IP header begins in `data` (for `packets.checksums_ok`; a Packets made by hand may leave it empty)."""
+    transport: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Where the TCP or UDP header begins in `data`; empty when `network` is."""
 
     def __len__(self) -> int:
         return len(self.frame)

@@ -82,8 +82,7 @@ def parse(text: str) -> Dialogue:
     segments = dialogue.segments
     ts, gaps, fresh = START, {True: 0, False: 0}, True
     any_gap = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.lstrip()
+    for number, line in enumerate((each.lstrip() for each in text.splitlines()), 1):
         if line.startswith("#") or not line:
             continue
         if line.startswith("[end="):

@@ -1,4 +1,4 @@
-"""DNS over UDP and TCP: questions and their answers (RFC 1035, 2181, 2308, 6891, 7766, 8499)."""
+"""The row of `dns`: one question and its answer, over UDP or TCP."""
 
 from typing import Annotated, NamedTuple
 
@@ -34,3 +34,5 @@ class Transaction(NamedTuple):
     server_role: Annotated[str | None, "`resolver` or `authoritative`"]
     frame: Annotated[int | None, "frame of the question"]
     reply_frame: Annotated[int | None, "frame of the answer"]
+    opcode: Annotated[str, "`QUERY`; `NOTIFY`, `UPDATE` and others are not lookups, unanswered or not"] = "QUERY"
+    qclass: Annotated[str | None, "class asked for, nearly always `IN`"] = "IN"

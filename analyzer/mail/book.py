@@ -1,0 +1,153 @@
+"""What the DNS answers of a capture say: addresses, mail exchangers, aliases, pointers, policies.
+
+Answers are collected without regard to time: the book is read to recognise names, not to replay a resolver.
+"""
+
+import re
+from functools import lru_cache
+from ipaddress import ip_address
+
+from analyzer.limits import Limits
+from analyzer.mail.received import canonical_ip
+
+_ALIASES = 8
+"""CNAMEs followed."""
+_OWNERS = 256
+"""Names collected of one address."""
+_NONE: frozenset[str] = frozenset()
+_MECHANISM = re.compile(r"[+?~-]?(include|redirect|a|mx|ptr|exists)(?:[:=]([^\s/\"]+))?(?:/\d+)*(?=[\s\"/]|$)", re.I)
+
+
+def fold(name: str) -> str:
+    """A name to compare by: lower case, no final dot."""
+    return name.rstrip(".").lower()
+
+
+class Book:
+    """Names and addresses.  Keys are folded names and canonical addresses."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._entries = 0
+        self._seen: dict[tuple[str, str], list[str]] = {}
+        self.addresses: dict[str, set[str]] = {}
+        self.exchangers: dict[str, dict[str, int]] = {}
+        """Domain -> exchanger -> preference."""
+        self._aliases: dict[str, str] = {}
+        self._aliased: dict[str, set[str]] = {}
+        self._owners: dict[str, set[str]] = {}
+        """Address -> names that resolve to it."""
+        self._pointers: dict[str, set[str]] = {}
+        """Address -> names by PTR."""
+        self._spf: dict[str, str] = {}
+        self.full = False
+
+    def learn(self, qname: str, qtype: str, answers: list[str]) -> None:
+        """Take one answer section (`owner TYPE rdata` each)."""
+        key = (qname, qtype)
+        if self._seen.get(key) == answers:
+            return
+        if self._entries >= self._limits.book_entries:
+            self.full = True
+            return
+        self._seen[key] = answers
+        self._entries += len(answers)
+        for answer in answers:
+            owner, _, rest = answer.partition(" ")
+            rtype, _, rdata = rest.partition(" ")
+            self._record(fold(owner), rtype, rdata)
+
+    def _record(self, owner: str, rtype: str, rdata: str) -> None:
+        if rtype in ("A", "AAAA"):
+            ip = canonical_ip(rdata)
+            if ip is not None:
+                self.addresses.setdefault(owner, set()).add(ip)
+                self._owners.setdefault(ip, set()).add(owner)
+        elif rtype == "MX":
+            preference, _, target = rdata.partition(" ")
+            if preference.isdigit():
+                self.exchangers.setdefault(owner, {})[fold(target)] = int(preference)
+        elif rtype == "CNAME":
+            target = fold(rdata)
+            self._aliases[owner] = target
+            self._aliased.setdefault(target, set()).add(owner)
+        elif rtype == "PTR":
+            ip = unreverse(owner)
+            if ip is not None:
+                self._pointers.setdefault(ip, set()).add(fold(rdata))
+        elif rtype in ("TXT", "SPF") and "v=spf1" in rdata[:32].lower():
+            self._spf[owner] = rdata
+
+    def answers(self, qname: str, qtype: str) -> list[str] | None:
+        """The last answer section learnt for a question."""
+        return self._seen.get((qname, qtype))
+
+    def chain(self, name: str) -> list[str]:
+        """The name and what it is an alias of."""
+        found = [name]
+        while (name := self._aliases.get(name, "")) and name not in found and len(found) < _ALIASES:
+            found.append(name)
+        return found
+
+    def resolve(self, name: str) -> set[str] | frozenset[str]:
+        """Addresses of a name."""
+        return self.addresses.get(self.chain(name)[-1], _NONE)
+
+    def names_of(self, ip: str) -> set[str]:
+        """Names that resolve to an address, and its PTR names."""
+        return self._owners.get(ip, set()) | self._pointers.get(ip, set())
+
+    def owners_of(self, ip: str) -> set[str]:
+        """Names that resolve to an address, aliases included."""
+        found = set(self._owners.get(ip, ()))
+        todo = list(found)
+        while todo and len(found) < _OWNERS:
+            more = self._aliased.get(todo.pop(), _NONE) - found
+            found |= more
+            todo += more
+        return found
+
+    def pointers_of(self, ip: str) -> set[str] | frozenset[str]:
+        """PTR names of an address."""
+        return self._pointers.get(ip, _NONE)
+
+    def policy_names(self, domain: str) -> set[str]:
+        """Names that evaluating a domain's SPF record may ask for (RFC 7208 4.6.4: ten lookups)."""
+        found: set[str] = set()
+        todo, asked = [domain], 0
+        while todo and asked < 10:
+            at = todo.pop()
+            text = self._spf.get(at)
+            if text is None:
+                continue
+            asked += 1
+            for mechanism, target in _MECHANISM.findall(text[:4096]):
+                name = fold(target) if target else at
+                if "%" in name or (name in found and name != at):
+                    continue
+                found.add(name)
+                if mechanism.lower() in ("include", "redirect"):
+                    todo.append(name)
+                elif mechanism.lower() == "mx":
+                    found.update(self.exchangers.get(name, ()))
+        return found
+
+
+@lru_cache(4096)
+def _reverse_zone(ip: str) -> str:
+    return ip_address(ip).reverse_pointer
+
+
+def reverse(ip: str) -> str:
+    """The reverse name of an address, folded."""
+    return _reverse_zone(ip) if len(ip) < 64 else ""
+
+
+def unreverse(name: str) -> str | None:
+    """The address of a reverse name."""
+    if name.endswith(".in-addr.arpa"):
+        return canonical_ip(".".join(reversed(name[:-13].split("."))))
+    if name.endswith(".ip6.arpa"):
+        digits = "".join(reversed(name[:-9].split(".")))
+        return canonical_ip(":".join(digits[i : i + 4] for i in range(0, 32, 4))) if len(digits) == 32 else None
+    return None

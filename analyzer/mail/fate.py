@@ -1,0 +1,339 @@
+"""What became of each recipient, and which message is about which.
+
+Rules:
+1. A recipient is followed from the first hop down the tree; a later try of the same client replaces an earlier one.
+2. An address that is rewritten on the way (alias, forward, list) still belongs to the recipient it was made from.
+3. A refusal that met the first hop's client is `rejected`; one that met a later host is `bounced`: that host has to report it.
+4. Without a further hop: `delivered` when a mailbox shows it or its final server's own traffic shows that nothing went on from
+   there; else `relayed`.
+"""
+
+from typing import NamedTuple
+
+from analyzer.mail.hops import Leg, Trace
+from analyzer.mail.records import Delivery
+from analyzer.mail.reports import domain_of
+from analyzer.mail.roles import Scene
+from analyzer.mail.sightings import Sighting, original_recipient
+from analyzer.protocols.base import Recipient
+
+_WORST = ("bounced", "rejected", "aborted", "deferred", "unknown", "relayed", "delivered")
+_DEPTH = 100
+"""Hops followed below one recipient."""
+
+
+class Outcome(NamedTuple):
+    """Fate of one recipient, so far."""
+
+    outcome: str
+    attempts: int
+    ts: int | None
+    leg: Leg | None
+    code: int | None = None
+    enhanced_code: str | None = None
+    reply_text: str | None = None
+
+
+class Traffic:
+    """Whom each machine calls: tells whether a server's onward traffic would be in the capture."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, set[int]] = {}
+
+    def call(self, client: int, server: int) -> None:
+        """A machine asked or connected to another."""
+        self._calls.setdefault(client, set()).add(server)
+
+    def shows(self, machine: int, besides: int) -> bool:
+        """Whether the capture shows a machine calling anybody but `besides`."""
+        return any(other not in (besides, machine) for other in self._calls.get(machine, ()))
+
+
+class Judge:
+    """Tells the fate of the recipients of one trace."""
+
+    def __init__(self, trace: Trace, scene: Scene, traffic: Traffic) -> None:
+        self.trace = trace
+        self.scene = scene
+        self.traffic = traffic
+        self._kids: dict[int, list[Leg]] = {}
+        self._tops: list[Leg] = []
+        self._aliases: dict[str, set[str]] = {}
+        """Recipient -> addresses it became."""
+        for leg in trace.legs:
+            if leg.sighting is not None and leg.carried:
+                above = leg.parent
+                while above is not None and (above.sighting is None or not above.carried):
+                    above = above.parent
+                if above is None:
+                    self._tops.append(leg)
+                else:
+                    self._kids.setdefault(id(above), []).append(leg)
+
+    def deliveries(self) -> list[Delivery]:
+        """One row per recipient as first given."""
+        first: dict[str, str] = {}
+        for leg in self._tops:
+            for r in _recipients(leg):
+                first.setdefault(r.address.lower(), r.address)
+        rows = []
+        for low, address in first.items():
+            fate = self._reported(low, self._follow(low, self._tops, 0))
+            rows.append(_row(self.trace, address, fate))
+        return rows or self._from_mailbox()
+
+    def _from_mailbox(self) -> list[Delivery]:
+        """No hand-over was seen: who fetched it, or whom its trace fields name."""
+        for leg in reversed(self.trace.legs):
+            s = leg.sighting
+            if s is not None and s.kind == "retrieve":
+                named = s.trail.field.recipient if s.trail is not None else None
+                address = named or (s.delivered_to[0] if s.delivered_to else None)
+                if address:
+                    return [_row(self.trace, address, Outcome("delivered", 0, s.ts, leg))]
+        return []
+
+    def _follow(self, low: str, legs: list[Leg], depth: int) -> Outcome:
+        """The fate of an address among the tries for it."""
+        last: Outcome | None = None
+        tries = 0
+        clients: set[int] = set()
+        for leg in legs:
+            recipient = _find(leg, low)
+            if recipient is None:
+                continue
+            tries += 1
+            clients.add(id(leg.client))
+            outcome = recipient.outcome
+            s = leg.sighting
+            assert s is not None
+            if outcome == "accepted" and s.outcome in ("accepted", "partial"):
+                last = self._onward(low, leg, depth, tries)
+            elif last is None or last.outcome not in ("delivered", "relayed"):
+                last = _refused(leg, recipient, tries)
+        if last is None:
+            return Outcome("unknown", 0, None, None)
+        if last.leg is None or not any(last.leg is leg for leg in legs):
+            return last  # decided further down
+        missed = sum(1 for lost in self.trace.lost or () if id(lost.client) in clients)
+        return last._replace(attempts=last.attempts + missed) if missed else last
+
+    def _onward(self, low: str, leg: Leg, depth: int, tries: int) -> Outcome:
+        """From an accepted hop on."""
+        s = leg.sighting
+        recipient = _find(leg, low)
+        assert s is not None and recipient is not None
+        here = Outcome("relayed", tries, s.ts_end, leg, *_words(s, recipient))
+        if leg.server_role == "mda":
+            return here._replace(outcome="delivered")
+        kids = self._kids.get(id(leg), [])
+        if kids and depth < _DEPTH:
+            if any(_find(kid, low) for kid in kids):
+                return self._follow(low, kids, depth + 1)
+            made = self._made_from(low, leg, kids)
+            if made:
+                self._aliases.setdefault(low, set()).update(made)
+                return _worst([self._follow(address, kids, depth + 1) for address in made])
+        if self._in_mailbox(low, leg) or self._final(low, leg):
+            return here._replace(outcome="delivered")
+        return here
+
+    @staticmethod
+    def _made_from(low: str, leg: Leg, kids: list[Leg]) -> list[str]:
+        """Addresses of later hops that this recipient became."""
+        mine = {r.address.lower() for r in _recipients(leg)}
+        open_ones = {
+            r.address.lower()
+            for r in _recipients(leg)
+            if r.outcome == "accepted" and not any(_find(kid, r.address.lower()) for kid in kids[:_DEPTH])
+        }
+        made: dict[str, None] = {}
+        for kid in kids:
+            s = kid.sighting
+            assert s is not None
+            for r in s.recipients:
+                address = r.address.lower()
+                if address in mine:
+                    continue
+                origin = (original_recipient(r) or "").lower()
+                if origin in open_ones:
+                    source = origin
+                else:
+                    source = next((d for d in s.delivered_to if d in open_ones), low if len(open_ones) == 1 else "")
+                if source == low:
+                    made[address] = None
+        return list(made)
+
+    def _in_mailbox(self, low: str, leg: Leg) -> bool:
+        """A mailbox user who is this recipient has fetched it."""
+        for other in self.trace.legs:
+            s = other.sighting
+            if s is not None and s.kind == "retrieve":
+                user = (s.session.auth_user or "").lower()
+                if user and user in (low, low.rpartition("@")[0]):
+                    return True
+                if other.parent is leg and len(_recipients(leg)) == 1:
+                    return True
+        return False
+
+    def _final(self, low: str, leg: Leg) -> bool:
+        """This server keeps the domain's mail itself: its other traffic is in the capture and shows no further hop."""
+        if leg.server_role != "mx" or leg.server is None or id(leg.server) in self.scene.lmtp_clients:
+            return False
+        domain = domain_of(low)
+        if domain is not None and self.scene.exchanges_for(leg.server, domain, best=True) is False:
+            return False
+        return self.traffic.shows(id(leg.server), id(leg.client))
+
+    def _reported(self, low: str, fate: Outcome) -> Outcome:
+        """What delivery reports say of it."""
+        for report, ts in self.trace.reported or ():
+            for said in report.fates:
+                named = {said.recipient.lower(), (said.final or "").lower()}
+                if low not in named and named.isdisjoint(self._aliases.get(low, ())):
+                    continue
+                if said.action == "failed" and fate.outcome != "delivered":
+                    if fate.code is None or fate.outcome not in ("bounced", "rejected"):
+                        fate = fate._replace(ts=ts, code=None, enhanced_code=said.status, reply_text=said.diagnostic)
+                    fate = fate._replace(outcome="bounced")
+                elif said.action == "delivered" and fate.outcome in ("relayed", "unknown"):
+                    fate = fate._replace(outcome="delivered")
+                elif said.action == "delayed" and fate.outcome in ("relayed", "unknown"):
+                    fate = fate._replace(outcome="deferred")
+        return fate
+
+
+def _recipients(leg: Leg) -> list[Recipient]:
+    return leg.sighting.recipients if leg.sighting is not None else []
+
+
+def _find(leg: Leg, low: str) -> Recipient | None:
+    for r in _recipients(leg):
+        if r.address.lower() == low:
+            return r
+    return None
+
+
+def _words(s: Sighting, r: Recipient) -> tuple[int | None, str | None, str | None]:
+    """The reply that decided: LMTP's own for each recipient, else the transaction's."""
+    if s.session.protocol != "lmtp" and r.outcome == "accepted":
+        return s.code, s.enhanced_code, s.reply_text
+    return r.code, r.enhanced_code, r.reply_text
+
+
+def _refused(leg: Leg, r: Recipient, tries: int) -> Outcome:
+    s = leg.sighting
+    assert s is not None
+    outcome = r.outcome if r.outcome != "accepted" else s.outcome
+    if outcome not in ("rejected", "deferred", "aborted"):
+        outcome = "unknown"
+    if outcome == "rejected" and leg.parent is not None:
+        outcome = "bounced"
+    if outcome == "deferred" and leg.client_role == "mua":
+        outcome = "rejected"  # a MUA has no queue: nobody will try again
+    words = (r.code, r.enhanced_code, r.reply_text) if r.outcome == outcome or r.code else (s.code, s.enhanced_code, s.reply_text)
+    if r.outcome == "accepted":
+        words = (s.code, s.enhanced_code, s.reply_text)
+    return Outcome(outcome, tries, s.ts_end or s.ts, leg, *words)
+
+
+def _worst(fates: list[Outcome]) -> Outcome:
+    return min(fates, key=lambda fate: _WORST.index(fate.outcome))
+
+
+def _row(trace: Trace, address: str, fate: Outcome) -> Delivery:
+    return Delivery(
+        trace.id,
+        address,
+        fate.outcome,
+        fate.attempts,
+        fate.ts,
+        fate.leg.number if fate.leg is not None else None,
+        fate.code,
+        fate.enhanced_code,
+        fate.reply_text,
+    )
+
+
+def relate(traces: list[Trace]) -> None:
+    """Find the message that each delivery report, disposition notice or automatic reply is about."""
+    by_id: dict[str, list[Trace]] = {}
+    by_queue_id: dict[str, list[Leg]] = {}
+    by_envelope_id: dict[str, list[Trace]] = {}
+    related: list[Trace] = []
+    for trace in traces:
+        if trace.message_id is not None:
+            by_id.setdefault(trace.message_id, []).append(trace)
+        if any(s.report_kind or s.auto_submitted for s in trace.observed()):
+            related.append(trace)
+    if any(s.report is not None for trace in related for s in trace.observed()):
+        for trace in traces:
+            for leg in trace.legs:
+                s = leg.sighting
+                if s is not None and s.kind == "transaction":
+                    if s.queue_id is not None:
+                        by_queue_id.setdefault(s.queue_id, []).append(leg)
+                    if s.envelope_id is not None:
+                        by_envelope_id.setdefault(s.envelope_id, []).append(trace)
+    for trace in related:
+        _relate(trace, by_id, by_queue_id, by_envelope_id)
+    for trace in related:  # two reports about each other would be a circle
+        seen = {id(trace)}
+        at = trace
+        while at.parent is not None:
+            if id(at.parent) in seen:
+                at.parent = None
+                break
+            at = at.parent
+            seen.add(id(at))
+
+
+def _relate(
+    trace: Trace, by_id: dict[str, list[Trace]], by_queue_id: dict[str, list[Leg]], by_envelope_id: dict[str, list[Trace]]
+) -> None:
+    sightings = list(trace.observed())
+    kind = next((s.report_kind for s in sightings if s.report_kind), None)
+    report = next((s.report for s in sightings if s.report is not None), None)
+    began = sightings[0].ts
+    parent: Trace | None = None
+    if kind is not None:
+        trace.relation = kind
+        named = report.message_id if report is not None else None
+        parent = _before(by_id.get(named or ""), trace, began)
+        if parent is None and report is not None and report.queue_id is not None:
+            legs = [leg for leg in by_queue_id.get(report.queue_id, ()) if leg.trace is not trace and leg.ts <= began]
+            parent = legs[-1].trace if legs else None
+        if parent is None and report is not None and report.envelope_id is not None:
+            parent = _before(by_envelope_id.get(report.envelope_id), trace, began)
+        if parent is None and report is None:
+            parent = next((p for s in sightings for m in s.answers if (p := _before(by_id.get(m), trace, began))), None)
+    else:
+        for s in sightings:
+            for message_id in s.answers:
+                parent = parent or _before(by_id.get(message_id), trace, began)
+        if any(s.answers for s in sightings):
+            trace.relation = "autoreply"
+    trace.parent = parent
+    if parent is not None and report is not None and report.kind == "dsn":
+        if parent.reported is None:
+            parent.reported = []
+        parent.reported.append((report, began))
+
+
+def _before(traces: list[Trace] | None, trace: Trace, ts: int) -> Trace | None:
+    """The latest message that began before `ts`; a skewed clock does not hide the only one."""
+    found = [t for t in traces or () if t is not trace]
+    for other in reversed(found):
+        if other.legs and next(iter(other.observed())).ts <= ts:
+            return other
+    return found[0] if found else None
+
+
+def message_outcome(trace: Trace, deliveries: list[Delivery]) -> str:
+    """One word for the message."""
+    outcomes = {d.outcome for d in deliveries}
+    if len(outcomes) == 1:
+        return outcomes.pop()
+    if outcomes:
+        return "mixed"
+    return "delivered" if any(not leg.carried for leg in trace.legs) else "unknown"

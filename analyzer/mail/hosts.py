@@ -1,0 +1,168 @@
+"""Hosts: machines behind addresses and names.
+
+Rules:
+1. Every address is some machine; two addresses are one machine only when a name says so and nothing speaks against it.
+2. A name joins one IPv4 with one IPv6 address, no more: pools and bots that greet with a stranger's name stay apart.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+
+from analyzer.limits import Limits
+from analyzer.mail.book import Book, fold
+from analyzer.mail.received import canonical_ip
+from analyzer.mail.records import Host
+from analyzer.protocols.base import SessionInfo
+
+ROLES = ("mua", "msa", "mta", "mx", "mda", "pop3", "imap", "resolver", "authoritative")
+"""In the order a list of roles is written."""
+
+
+class Machine:
+    """One host: what was seen of it."""
+
+    __slots__ = ("evidence", "ips", "messages", "names", "sessions", "software", "ts_first", "ts_last")
+
+    def __init__(self, ip: str) -> None:
+        self.ips = [ip]
+        self.names: set[str] = set()
+        self.software: str | None = None
+        self.ts_first: int | None = None
+        self.ts_last: int | None = None
+        self.sessions = 0
+        self.messages = 0
+        self.evidence: Counter[tuple[str, str]] = Counter()
+        """(role, rule) and how often it held."""
+
+    def seen(self, first: int | None, last: int | None) -> None:
+        """Widen the time it was seen in."""
+        if first is not None and (self.ts_first is None or first < self.ts_first):
+            self.ts_first = first
+        if last is not None and (self.ts_last is None or last > self.ts_last):
+            self.ts_last = last
+
+    def answers_to(self, name: str) -> bool:
+        """Whether it is known under this name or address."""
+        return name in self.names or name in self.ips
+
+    def is_role(self, role: str) -> bool:
+        """Whether any evidence says so."""
+        return any(found == role for found, _ in self.evidence)
+
+    def take(self, other: "Machine") -> None:
+        """`other` is the same machine."""
+        self.ips += other.ips
+        self.names |= other.names
+        self.software = self.software or other.software
+        self.seen(other.ts_first, other.ts_last)
+        self.sessions += other.sessions
+        self.messages += other.messages
+        self.evidence += other.evidence
+
+
+class Hosts:
+    """All machines of a capture."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._by_ip: dict[str, Machine] = {}
+        self._by_name: dict[str, Machine | None] = {}
+        self.dropped = 0
+        """Session ends without a row because there are more than `limits.hosts`."""
+
+    def of(self, ip: str) -> Machine:
+        """The machine behind an address."""
+        found = self._by_ip.get(ip)
+        if found is None:
+            found = self._by_ip[ip] = Machine(ip)
+        return found
+
+    def known(self, ip: str) -> Machine | None:
+        """The machine behind an address, when that address had part in any mail."""
+        return self._by_ip.get(ip)
+
+    def session(self, info: SessionInfo) -> None:
+        """A mail session ended: count it for both of its ends, and keep their names."""
+        if len(self._by_ip) >= self._limits.hosts and not (info.client_ip in self._by_ip and info.server_ip in self._by_ip):
+            self.dropped += 1
+            return
+        first, last = info.connection.ts, info.connection.ts_last or info.connection.ts
+        client, server = self.of(info.client_ip), self.of(info.server_ip)
+        client.seen(first, last)
+        server.seen(first, last)
+        client.sessions += 1
+        server.sessions += 1
+        if info.client_name:
+            _name(client, info.client_name)
+        if info.server_name:
+            _name(server, info.server_name)
+        if info.sni:
+            _name(server, info.sni)
+        if info.server_software and server.software is None:
+            server.software = info.server_software
+
+    def settle(self, book: Book) -> None:
+        """All sessions and answers are in: find which addresses are one machine, and what they are called."""
+        for ip in sorted(self._by_ip):
+            self._by_ip[ip].names.update(book.names_of(ip))
+        families: dict[str, tuple[list[str], list[str]]] = {}
+        for ip in sorted(self._by_ip):
+            for name in self._by_ip[ip].names:
+                families.setdefault(name, ([], []))[":" in ip].append(ip)
+        for name in sorted(families):
+            v4, v6 = families[name]
+            if len(v4) == 1 and len(v6) == 1:
+                self._join(v4[0], v6[0])
+        for machine in self.machines():
+            for name in machine.names:
+                self._by_name[name] = None if name in self._by_name and self._by_name[name] is not machine else machine
+
+    def _join(self, ip: str, other: str) -> None:
+        mine, theirs = self._by_ip[ip], self._by_ip[other]
+        if mine is theirs or len(mine.ips) + len(theirs.ips) > 2:
+            return
+        mine.take(theirs)
+        self._by_ip[other] = mine
+
+    def named(self, name: str | None) -> Machine | None:
+        """The one machine known under a name; None when there is none or several."""
+        return self._by_name.get(name) if name else None
+
+    def machines(self) -> list[Machine]:
+        """Each machine once, by its first address."""
+        return list({id(self._by_ip[ip]): self._by_ip[ip] for ip in sorted(self._by_ip)}.values())
+
+    def rows(self) -> Iterable[Host]:
+        """The rows of `hosts`: machines that had part in mail, and the name servers that answered for it."""
+        for machine in self.machines():
+            roles = {role for role, _ in machine.evidence}
+            if not machine.sessions and not machine.messages and not roles:
+                continue
+            ips = sorted(machine.ips, key=lambda ip: (":" in ip, ip))
+            evidence = [
+                {"role": role, "rule": rule, "count": count}
+                for (role, rule), count in sorted(machine.evidence.items(), key=lambda item: (-item[1], item[0]))
+            ]
+            yield Host(
+                hashlib.sha256(ips[0].encode()).hexdigest()[:16],
+                ips,
+                sorted(machine.names),
+                [role for role in ROLES if role in roles],
+                evidence,
+                machine.software,
+                machine.ts_first,
+                machine.ts_last,
+                machine.sessions,
+                machine.messages,
+            )
+
+
+_MAX_NAMES = 64
+"""Names kept of one machine before DNS adds its own: a client may greet with a new one each time."""
+
+
+def _name(machine: Machine, name: str) -> None:
+    folded = fold(name)
+    if "." in folded and len(machine.names) < _MAX_NAMES and canonical_ip(folded.strip("[]").removeprefix("ipv6:")) is None:
+        machine.names.add(folded)

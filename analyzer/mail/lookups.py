@@ -1,0 +1,454 @@
+"""DNS lookups and the hops they served.
+
+Rules:
+1. A lookup serves one hop: the first that needed it.  What was answered from a cache leaves no lookup, and nothing is made up.
+2. A client's lookups come before its connection: exchangers of the recipients' domains, addresses of these, or of the server it
+   was told to use; of several alike the last one before the connection.
+3. A server's lookups come during the session: who is this client (PTR and back), may this sender (SPF, DKIM, DMARC, MX).
+4. A resolver's own questions (asked without RD) serve the resolver, not a hop.
+
+Kept as columns: a lookup costs some 60 octets until it is known to matter.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from analyzer.limits import Limits
+from analyzer.mail.book import Book, fold, reverse
+from analyzer.mail.hops import Leg
+from analyzer.mail.hosts import Hosts, Machine
+from analyzer.mail.received import canonical_ip
+from analyzer.mail.reports import domain_of
+from analyzer.mail.sightings import Sighting
+from analyzer.protocols.base import SessionInfo
+from analyzer.protocols.dns import Transaction
+
+_MS = 1_000_000
+_SOON = 5_000_000_000
+"""A connection within this time of a lookup is what the lookup was for, unless something better is known."""
+_LATE = 120_000_000_000
+"""Longest time between a lookup and the connection it was made for (dead exchangers are tried in between)."""
+_AFTER = 50 * _MS
+"""A server's lookups may be seen this long after its reply (they run beside it)."""
+_BEFORE_SYN = 2 * _MS
+_CONFIRM = 30_000_000_000
+"""Time a server may take to confirm a client's name."""
+_DOMAINS = 100
+"""Recipient domains of one hop looked at."""
+_ACTIVE = 64
+"""Sessions of one server looked at, latest first, when a lookup could be for any."""
+_FORWARD = ("A", "AAAA", "CNAME", "HTTPS", "SVCB")
+_OUTWARD = ("mx", "address", "tlsa", "mta_sts")
+"""Purposes of a client's lookups for its next hop."""
+
+
+Word = TypeVar("Word")
+
+
+class Use(NamedTuple):
+    """One connection as a user of lookups."""
+
+    syn: int
+    """When it was opened: its SYN, or its first frame."""
+    end: int
+    session: SessionInfo | None
+    client_ip: str
+    server_ip: str
+    leg: Leg | None
+    """The hop its lookups belong to: the session's first, or the one that a failed connection was made for."""
+    legs: tuple[Leg, ...]
+    """All hops of the session."""
+    floor: int
+    """Nothing before this can have been for it: the message was not there yet."""
+
+
+class Queue:
+    """Free rows of one question, by time; read by connections in time order."""
+
+    __slots__ = ("_at", "_free", "_rows")
+
+    def __init__(self, rows: list[int]) -> None:
+        self._rows = rows
+        self._at = 0
+        self._free: list[int] = []
+
+    def last(self, ts: "array[int]", until: int, since: int) -> int | None:
+        """Take the last free row up to `until`, when it is not before `since`."""
+        while self._at < len(self._rows) and ts[self._rows[self._at]] <= until:
+            self._free.append(self._rows[self._at])
+            self._at += 1
+        return self._free.pop() if self._free and ts[self._free[-1]] >= since else None
+
+
+class Lookups:
+    """All lookups of a capture, and what they were for."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.book = Book(limits)
+        self.dropped = 0
+        self.ts = array("q")
+        self.ts_reply = array("q")
+        """-1: no answer."""
+        self.frame = array("q")
+        self._reply_frame = array("q")
+        self._id = array("l")
+        self._client = array("q")
+        self._server = array("l")
+        self._name = array("l")
+        self._kind = array("l")
+        self._origin = array("l")
+        self._names: dict[str, int] = {}
+        self._servers: dict[str, int] = {}
+        self._kinds: dict[tuple[str, str, str, bool], int] = {}
+        self._sources: dict[str, int] = {}
+        self._words: list[str] = []
+        self._server_ips: list[str] = []
+        self._kind_words: list[tuple[str, str, str, bool]] = []
+        self._source_words: list[str] = []
+        self.asked: dict[str, list[int]] = {}
+        """Server address -> [answers with RA, answers with AA, questions without RD, questions, first ts, last ts]."""
+        self.bound: dict[int, Leg] = {}
+        """Row -> the hop it served."""
+        self._rows_of: dict[int, dict[str, list[int]]] = {}
+        """Machine -> name -> its rows, by time."""
+        self._by_key: dict[tuple[int, int, str], int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+    def feed(self, t: Transaction) -> None:
+        """Take one question and its answer."""
+        if t.qname is None or t.qtype is None or t.opcode != "QUERY" or t.qclass != "IN":
+            return
+        qname = t.qname
+        self._serves(t)
+        if t.answers:
+            self.book.learn(qname, t.qtype, t.answers)
+        if len(self.ts) >= self._limits.lookups:
+            self.dropped += 1
+            return
+        self.ts.append(t.ts if t.ts is not None else -1)
+        self.ts_reply.append(t.ts_reply if t.ts_reply is not None else -1)
+        self.frame.append(t.frame if t.frame is not None else -1)
+        self._reply_frame.append(t.reply_frame if t.reply_frame is not None else -1)
+        self._id.append(t.dns_id if t.dns_id is not None else -1)
+        self._client.append(hash(t.client_ip))
+        names = self._names
+        code = names.get(qname)
+        if code is None:
+            code = names[qname] = len(names)
+            self._words.append(qname)
+        self._name.append(code)
+        self._server.append(_code(self._servers, self._server_ips, t.server_ip))
+        self._kind.append(_code(self._kinds, self._kind_words, (t.qtype, t.purpose or "other", t.transport, t.rd is not False)))
+        self._origin.append(_code(self._sources, self._source_words, t.source))
+
+    def _serves(self, t: Transaction) -> None:
+        facts = self.asked.get(t.server_ip)
+        if facts is None:
+            if len(self.asked) >= self._limits.hosts:
+                return
+            at = t.ts if t.ts is not None else t.ts_reply or 0
+            facts = self.asked[t.server_ip] = [0, 0, 0, 0, at, at]
+        facts[3] += 1
+        if t.answered:
+            facts[0] += bool(t.ra)
+            facts[1] += bool(t.aa)
+        facts[2] += t.rd is False
+        last = t.ts_reply if t.ts_reply is not None else t.ts
+        if last is not None:
+            facts[4], facts[5] = min(facts[4], last), max(facts[5], last)
+
+    def qname(self, row: int) -> str:
+        """Name asked for, absolute."""
+        return self._words[self._name[row]]
+
+    def qtype(self, row: int) -> str:
+        """Type asked for."""
+        return self._kind_words[self._kind[row]][0]
+
+    def server_ip(self, row: int) -> str:
+        """Who was asked."""
+        return self._server_ips[self._server[row]]
+
+    def is_by(self, row: int, machine: Machine | None) -> bool:
+        """Whether this machine asked."""
+        return machine is not None and any(hash(ip) == self._client[row] for ip in machine.ips)
+
+    def source(self, row: int) -> str:
+        """Capture it is in."""
+        return self._source_words[self._origin[row]]
+
+    def reply_frame(self, row: int) -> int | None:
+        """Frame of the answer."""
+        frame = self._reply_frame[row]
+        return frame if frame >= 0 else None
+
+    def answers(self, row: int) -> list[str] | None:
+        """An answer section seen for this question."""
+        return self.book.answers(self.qname(row), self.qtype(row))
+
+    def asked_by(self, machine: Machine) -> dict[str, list[int]]:
+        """What a machine asked for as a client: folded name -> rows by time."""
+        return self._rows_of.get(id(machine), {})
+
+    def settle(self, hosts: Hosts, machines: Iterable[Machine]) -> None:
+        """All rows are in: sort out those of the machines that had part in mail."""
+        wanted = {hash(ip): machine for machine in machines for ip in machine.ips}
+        self._rows_of = {}
+        kinds = [recursive for _, _, _, recursive in self._kind_words]
+        folded = [fold(word) for word in self._words]
+        for row, client in enumerate(self._client):
+            machine = wanted.get(client)
+            if machine is not None and kinds[self._kind[row]] and self.ts[row] >= 0:
+                self._rows_of.setdefault(id(machine), {}).setdefault(folded[self._name[row]], []).append(row)
+        for names in self._rows_of.values():
+            for rows in names.values():
+                rows.sort(key=self._when)
+
+    def _when(self, row: int) -> tuple[int, int, int, int]:
+        return (self.ts[row], self._origin[row], self.frame[row], self._id[row])
+
+    def purpose(self, row: int) -> str:
+        """What the name and type say it is for."""
+        return self._kind_words[self._kind[row]][1]
+
+    # binding
+
+    def bind(self, hosts: Hosts, uses: list[Use]) -> None:
+        """Give each lookup to the hop it served."""
+        uses = sorted(uses, key=lambda u: (u.syn, u.client_ip, u.session.client_port if u.session else 0))
+        by_client: dict[int, list[Use]] = {}
+        by_server: dict[int, list[Use]] = {}
+        for use in uses:
+            client, server = hosts.of(use.client_ip), hosts.of(use.server_ip)
+            if id(client) in self._rows_of:
+                by_client.setdefault(id(client), []).append(use)
+            if id(server) in self._rows_of:
+                by_server.setdefault(id(server), []).append(use)
+        taken: dict[int, Leg | None] = {}
+        for machine, theirs in by_server.items():
+            self._callers(self._rows_of[machine], theirs, taken)
+        served: dict[int, set[tuple[int, str, int]]] = {machine: set() for machine in by_client}
+        for machine, theirs in by_client.items():
+            self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _SOON)
+        for machine, theirs in by_server.items():
+            self._policies(self._rows_of[machine], theirs, taken)
+        for machine, theirs in by_client.items():
+            self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
+            self._leftovers(self._rows_of[machine], theirs, taken)
+        self.bound = {row: leg for row, leg in taken.items() if leg is not None}
+        for row in sorted(self.bound, key=self._when):
+            leg = self.bound[row]
+            if leg.dns is None:
+                leg.dns = []
+            leg.dns.append(row)
+
+    def _next_hops(
+        self,
+        names: dict[str, list[int]],
+        uses: list[Use],
+        taken: dict[int, Leg | None],
+        served: set[tuple[int, str, int]],
+        within: int,
+    ) -> None:
+        """Rule 2: connections from the first to the last, each takes the last free lookup of a kind before it."""
+        queues: dict[tuple[str, int], Queue] = {}
+        for n, use in enumerate(uses):
+            for name in self._targets(use, names):
+                for kind in self._kinds_near(names[name], use.syn):
+                    if self._kind_words[kind][1] not in _OUTWARD or (n, name, kind) in served:
+                        continue
+                    queue = queues.get((name, kind))
+                    if queue is None:
+                        rows = [row for row in names[name] if self._kind[row] == kind and row not in taken]
+                        queue = queues[name, kind] = Queue(rows)
+                    row = queue.last(self.ts, use.syn + _MS, max(use.floor, use.syn - within))
+                    if row is not None:
+                        taken[row] = use.leg
+                        served.add((n, name, kind))
+
+    def _kinds_near(self, rows: list[int], ts: int) -> list[int]:
+        at = bisect_right(rows, ts + _MS, key=self.ts.__getitem__)
+        return sorted({self._kind[row] for row in rows[max(at - _ACTIVE, 0) : at]})
+
+    def _leftovers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
+        """Repeated questions (no answer came, or two programs asked) go with the connection that followed."""
+        for use in uses:
+            if use.leg is None:
+                continue
+            for name in self._targets(use, names):
+                rows = names[name]
+                at = bisect_right(rows, use.syn + _MS, key=self.ts.__getitem__)
+                for row in rows[max(at - _ACTIVE, 0) : at]:
+                    soon = self.ts[row] >= max(use.floor, use.syn - _SOON)
+                    if soon and row not in taken and self.purpose(row) in _OUTWARD:
+                        taken[row] = use.leg
+
+    def _targets(self, use: Use, names: dict[str, list[int]]) -> list[str]:
+        """Names that a client may have asked for to open this connection, those it did ask for."""
+        wanted: dict[str, None] = {}
+        book = self.book
+        known = False
+        for domain in _domains(use.legs) if use.legs else _domains((use.leg,) if use.leg else ()):
+            exchangers = {name for target in book.exchangers.get(domain, ()) for name in book.chain(target)}
+            here = any(use.server_ip in book.addresses.get(name, ()) for name in exchangers)
+            known = known or here
+            if here or not any(name in book.addresses for name in exchangers) or use.session is None:
+                wanted[domain] = wanted["_mta-sts." + domain] = wanted["mta-sts." + domain] = None
+                for name in sorted(exchangers):
+                    wanted[name] = wanted["_25._tcp." + name] = None
+        if not known:
+            for name in sorted(book.owners_of(use.server_ip)):
+                wanted[name] = wanted["_25._tcp." + name] = None
+            session = use.session
+            if session is not None:
+                for text in (session.sni, session.server_name):
+                    if text:
+                        wanted[fold(text)] = None
+        return [name for name in wanted if name in names]
+
+    def _callers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
+        """Rule 3, first half: who is this client?  Sessions in time order, each takes the first lookup after its SYN."""
+        for use in uses:
+            pointer = reverse(use.client_ip)
+            asked = None
+            for row in self._first_after(names.get(pointer), use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
+                taken[row] = use.leg
+                asked = self.ts[row] if asked is None else min(asked, self.ts[row])
+            if asked is None:
+                continue
+            called = set(self.book.pointers_of(use.client_ip))
+            if use.session is not None and use.session.client_name:
+                called.add(fold(use.session.client_name))
+            until = min(use.end + _AFTER, asked + _CONFIRM)
+            for name in sorted(called):
+                for row in self._first_after(names.get(name), asked, until, taken):
+                    if self.qtype(row) in _FORWARD:
+                        taken[row] = use.leg
+
+    def _first_after(self, rows: list[int] | None, start: int, until: int, taken: dict[int, Leg | None]) -> list[int]:
+        """The first free row of each kind in a time."""
+        if not rows:
+            return []
+        found: dict[int, int] = {}
+        at = bisect_left(rows, start, key=self.ts.__getitem__)
+        for row in rows[at : at + _ACTIVE]:
+            if self.ts[row] > until:
+                break
+            if row not in taken:
+                found.setdefault(self._kind[row], row)
+        return list(found.values())
+
+    def _policies(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
+        """Rule 3, second half: may this sender?  Each lookup goes to the latest transaction open at its time that it fits."""
+        legs = [leg for use in uses for leg in use.legs if leg.sighting is not None and leg.carried]
+        legs.sort(key=_leg_start)
+        if not legs:
+            return
+        fits: dict[int, set[str]] = {}
+        for name, rows in names.items():
+            for row in rows:
+                if row in taken:
+                    continue
+                ts = self.ts[row]
+                at = bisect_right(legs, ts, key=_leg_start)
+                for leg in reversed(legs[max(at - _ACTIVE, 0) : at]):
+                    if ts > leg.end + _AFTER:
+                        continue
+                    names_of = fits.get(id(leg))
+                    if names_of is None:
+                        names_of = fits[id(leg)] = self._senders(leg)
+                    if name in names_of or (self.purpose(row) == "dnsbl" and self._blocks(name, leg)):
+                        taken[row] = leg
+                        break
+
+    def _senders(self, leg: Leg) -> set[str]:
+        """Names that a server may ask for to judge a sender."""
+        s = leg.sighting
+        assert s is not None
+        found: set[str] = set()
+        domains = [domain_of(s.mail_from)]
+        if s.header_from is not None:
+            domains.append(domain_of(s.header_from[-512:].decode("utf-8", "replace").rpartition("<")[2].rstrip("> ")))
+        if s.session.client_name:
+            domains.append(fold(s.session.client_name))
+        domains += [d for d, _ in s.dkim]
+        for domain in domains:
+            if not domain or canonical_ip(domain.strip("[]")) is not None:
+                continue
+            found.add(domain)
+            found.update(self.book.exchangers.get(domain, ()))
+            found |= self.book.policy_names(domain)
+            labels = domain.split(".")[-10:]
+            for i in range(max(len(labels) - 1, 1)):  # RFC 7489 6.6.3: the domain, then its organizational domain
+                found.add("_dmarc." + ".".join(labels[i:]))
+            found.add("default._bimi." + domain)
+            found.add("_adsp._domainkey." + domain)
+        found.update(f"{selector}._domainkey.{domain}" for domain, selector in s.dkim)
+        return found
+
+    def _blocks(self, name: str, leg: Leg) -> bool:
+        """A blocklist question about this hop's client or sender."""
+        client = reverse(leg.client_ip or "")
+        listed = client.removesuffix("in-addr.arpa").removesuffix("ip6.arpa")
+        if listed and name.startswith(listed):
+            return True
+        s = leg.sighting
+        domain = domain_of(s.mail_from) if s is not None else None
+        return domain is not None and name.startswith(domain + ".")
+
+    # rows of the table
+
+    def find(self, t: Transaction) -> Leg | None:
+        """The hop that a row of the table served."""
+        if self._by_key is None:
+            self._by_key = {
+                (self.frame[r], self._id[r], " ".join((self.qname(r), self.qtype(r), self.source(r)))): r for r in self.bound
+            }
+        if t.qname is None:
+            return None
+        frame = t.frame if t.frame is not None else -1
+        words = " ".join((t.qname, t.qtype or "", t.source))
+        row = self._by_key.get((frame, t.dns_id if t.dns_id is not None else -1, words))
+        return self.bound[row] if row is not None else None
+
+    def spans(self, rows: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """(first, last) of each lookup that was answered."""
+        for row in rows:
+            if self.ts_reply[row] >= self.ts[row] >= 0:
+                yield self.ts[row], self.ts_reply[row]
+
+
+def _code(codes: dict[Word, int], words: list[Word], word: Word) -> int:
+    code = codes.get(word)
+    if code is None:
+        code = codes[word] = len(codes)
+        words.append(word)
+    return code
+
+
+def _leg_start(leg: Leg) -> int:
+    return leg.ts
+
+
+def _domains(legs: Iterable[Leg]) -> list[str]:
+    """Recipient domains, each once."""
+    found: dict[str, None] = {}
+    for leg in legs:
+        s: Sighting | None = leg.sighting
+        if s is None:
+            domain = domain_of(leg.field.recipient) if leg.field is not None else None
+            if domain:
+                found[domain] = None
+            continue
+        for r in s.recipients:
+            domain = domain_of(r.address)
+            if domain:
+                found[domain] = None
+                if len(found) >= _DOMAINS:
+                    return list(found)
+    return list(found)

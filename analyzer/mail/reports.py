@@ -1,0 +1,162 @@
+"""What a message says about another message: delivery reports, disposition notices, automatic replies.
+
+RFC 3464 (delivery status), RFC 3462 (multipart/report), RFC 8098 (disposition notices), RFC 3834 (Auto-Submitted).
+"""
+
+from typing import NamedTuple
+
+from analyzer.mail.received import canonical_ip
+
+
+class Fate(NamedTuple):
+    """One recipient of a delivery report."""
+
+    recipient: str
+    """Original-Recipient where given, else Final-Recipient; without its type."""
+    final: str | None
+    action: str
+    """`failed delayed delivered relayed expanded`."""
+    status: str | None
+    diagnostic: str | None
+
+
+class Report(NamedTuple):
+    """What the report says, as far as its octets were kept."""
+
+    kind: str
+    """`dsn` or `mdn`."""
+    message_id: str | None
+    """Message-ID of the message it is about."""
+    envelope_id: str | None
+    """Original-Envelope-Id: the ENVID of the message's MAIL."""
+    queue_id: str | None
+    """What the reporting server called the message (X-Postfix-Queue-ID)."""
+    fates: tuple[Fate, ...]
+
+
+_RETURNED = ("message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers", "message/partial")
+_STATUS = ("message/delivery-status", "message/global-delivery-status")
+_NOTICE = ("message/disposition-notification", "message/global-disposition-notification")
+
+
+def parse(body: bytes, content_type: str) -> Report | None:
+    """Read the first octets of a report's body.  `content_type` is that of the whole message, lower case."""
+    if content_type.startswith(_STATUS + _NOTICE):
+        return _from_parts([(content_type, body)])
+    parts = _parts(body)
+    return _from_parts(parts) if parts else None
+
+
+def _parts(body: bytes) -> list[tuple[str, bytes]]:
+    """The parts of a multipart body with their content types, told by the boundary lines alone (bounded by `report_bytes`)."""
+    found: list[tuple[str, bytes]] = []
+    chunks = body.replace(b"\r\n", b"\n").split(b"\n--")
+    boundary = chunks[0][2:].split(b"\n", 1)[0].rstrip() if body.startswith(b"--") else None
+    for chunk in chunks if body.startswith(b"--") else chunks[1:]:
+        mark, _, rest = chunk.partition(b"\n")
+        mark = mark.removeprefix(b"--").rstrip()
+        if boundary is None:
+            boundary = mark
+        if mark != boundary:
+            if found:  # dashes inside a part
+                kind, text = found[-1]
+                found[-1] = (kind, text + b"\n--" + chunk) if len(found) < 64 and len(text) < 65_536 else found[-1]
+            continue
+        header, _, text = (b"\n" + rest).partition(b"\n\n")
+        kind = _fields(header).get("content-type", "text/plain").split(";")[0].strip().lower()
+        if len(found) < 64:
+            found.append((kind, text))
+    return found
+
+
+def _fields(block: bytes) -> dict[str, str]:
+    """Header fields of a block, first of each name, unfolded."""
+    fields: dict[str, str] = {}
+    last = None
+    for line in block.split(b"\n"):
+        if line[:1] in (b" ", b"\t"):
+            if last is not None and len(fields[last]) < 4096:
+                fields[last] += " " + line.strip().decode("utf-8", "backslashreplace")
+            continue
+        name, colon, value = line.partition(b":")
+        last = None
+        if colon and name:
+            key = name.strip().decode("ascii", "replace").lower()
+            if key not in fields:
+                fields[key] = value.strip().decode("utf-8", "backslashreplace")
+                last = key
+    return fields
+
+
+def _from_parts(parts: list[tuple[str, bytes]]) -> Report | None:
+    kind = message_id = envelope_id = queue_id = None
+    fates: list[Fate] = []
+    for part, text in parts:
+        if part in _STATUS and kind is None:
+            kind = "dsn"
+            blocks = [b for b in text.replace(b"\r\n", b"\n").split(b"\n\n") if b.strip()]
+            about = _fields(blocks[0]) if blocks else {}
+            envelope_id = about.get("original-envelope-id")
+            queue_id = about.get("x-postfix-queue-id")
+            for block in blocks:
+                fate = _fate(_fields(block))
+                if fate is not None:
+                    fates.append(fate)
+        elif part in _NOTICE and kind is None:
+            kind = "mdn"
+            message_id = _angled(_fields(text.replace(b"\r\n", b"\n")).get("original-message-id"))
+        elif part in _RETURNED and kind is not None and message_id is None:
+            header = text.replace(b"\r\n", b"\n").lstrip(b"\n").split(b"\n\n", 1)[0]
+            message_id = _angled(_fields(header).get("message-id"))
+    return Report(kind, message_id, envelope_id, queue_id, tuple(fates)) if kind else None
+
+
+def _fate(fields: dict[str, str]) -> Fate | None:
+    action = fields.get("action", "").split()
+    final = _typed(fields.get("final-recipient"))
+    original = _typed(fields.get("original-recipient"))
+    if not action or not (final or original):
+        return None
+    return Fate(original or final or "", final, action[0].lower(), fields.get("status"), fields.get("diagnostic-code"))
+
+
+def _typed(text: str | None) -> str | None:
+    """`rfc822; user@host` without its type."""
+    if text is None:
+        return None
+    _, semicolon, address = text.partition(";")
+    return (address if semicolon else text).strip().strip("<>") or None
+
+
+def _angled(text: str | None) -> str | None:
+    """The first `<...>` of a field."""
+    if text is None:
+        return None
+    start = text.find("<")
+    end = text.find(">", start)
+    return text[start : end + 1] if 0 <= start < end else None
+
+
+def results(authentication: list[str], received_spf: str | None) -> tuple[str | None, str | None, str | None]:
+    """(spf, dkim, dmarc) out of Authentication-Results fields, topmost first (RFC 8601), and Received-SPF (RFC 7208 9.1)."""
+    found: dict[str, str] = {}
+    for text in authentication:
+        for clause in text[:4096].split(";")[1:]:
+            word = clause.split(None, 1)[0] if clause.strip() else ""
+            method, equals, result = word.partition("=")
+            method = method.lower().partition("/")[0]
+            if equals and method in ("spf", "dkim", "dmarc") and (method not in found or result.lower() == "pass"):
+                found[method] = result.lower().rstrip(",")
+    if "spf" not in found and received_spf:
+        found["spf"] = received_spf.split(None, 1)[0].lower()
+    return found.get("spf"), found.get("dkim"), found.get("dmarc")
+
+
+def domain_of(address: str | None) -> str | None:
+    """The domain of a mailbox, lower case, without final dot; None for `<>` and for address literals."""
+    if not address or "@" not in address:
+        return None
+    domain = address.rpartition("@")[2].strip("<> ").rstrip(".").lower()
+    if not domain or domain.startswith("[") or canonical_ip(domain) is not None:
+        return None
+    return domain

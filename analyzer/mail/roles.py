@@ -1,0 +1,316 @@
+"""Roles, by a table of evidence rules (words of RFC 5598).
+
+Rules:
+1. A role rests on rules that hold; the role with the most weight wins, of equals the one listed first.  No rule, no role.
+2. Each rule looks at one hop and at what its two machines do elsewhere in the capture.
+3. What decided is counted with the machine: `hosts.evidence`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from analyzer.mail.hops import Leg, Trace
+from analyzer.mail.hosts import Hosts, Machine
+from analyzer.mail.lookups import Lookups
+from analyzer.mail.reports import domain_of
+from analyzer.mail.sightings import Sighting
+
+SUBMISSION_PORTS = (587, 465)
+_LOOK_BACK = 16
+
+
+class Exchangers(NamedTuple):
+    """The MX hosts of a domain, as far as the capture's DNS answers tell."""
+
+    machines: frozenset[int]
+    names: frozenset[str]
+    best: frozenset[int]
+    """Those of the lowest preference number."""
+    best_names: frozenset[str]
+
+
+class Scene:
+    """What the machines do in the whole capture."""
+
+    def __init__(self, traces: list[Trace], hosts: Hosts, lookups: Lookups) -> None:
+        self.hosts = hosts
+        self.lookups = lookups
+        self.lmtp_clients: set[int] = set()
+        self.lmtp_servers: set[int] = set()
+        self.servers: set[int] = set()
+        """Machines that take mail by SMTP."""
+        self.origins: set[int] = set()
+        """Machines that hand in messages without trace fields, under a real sender."""
+        self._exchangers: dict[str, Exchangers | None] = {}
+        for trace in traces:
+            for leg in trace.legs:
+                if not leg.carried or leg.server is None:
+                    continue
+                if leg.protocol == "lmtp":
+                    self.lmtp_servers.add(id(leg.server))
+                    if leg.client is not None:
+                        self.lmtp_clients.add(id(leg.client))
+                elif leg.sighting is not None or leg.session is not None:
+                    self.servers.add(id(leg.server))
+                    if leg.client is not None and first_handler(leg):
+                        self.origins.add(id(leg.client))
+        self._mx_somewhere: set[int] | None = None
+
+    def exchangers(self, domain: str) -> Exchangers | None:
+        """The MX hosts of a domain; None when no answer tells."""
+        if domain not in self._exchangers:
+            self._exchangers[domain] = self._look_up(domain)
+        return self._exchangers[domain]
+
+    def _look_up(self, domain: str) -> Exchangers | None:
+        book = self.lookups.book
+        targets = {t: p for t, p in book.exchangers.get(domain, {}).items() if t}
+        if not targets:
+            return None
+        lowest = min(targets.values())
+
+        def machines(names: Iterable[str]) -> frozenset[int]:
+            found = [self.hosts.known(ip) for name in names for ip in book.resolve(name)]
+            return frozenset(id(machine) for machine in found if machine is not None)
+
+        best = [t for t, p in targets.items() if p == lowest]
+        return Exchangers(machines(targets), frozenset(targets), machines(best), frozenset(best))
+
+    def exchanges_for(self, machine: Machine, domain: str, best: bool = False) -> bool | None:
+        """Whether a machine is MX (the best MX) of a domain; None when that is not known."""
+        known = self.exchangers(domain)
+        if known is None:
+            return None
+        machines, names = (known.best, known.best_names) if best else (known.machines, known.names)
+        if id(machine) in machines or not names.isdisjoint(machine.names):
+            return True
+        return False if machines or any(self.lookups.book.resolve(name) for name in names) else None
+
+    def exchanges_somewhere(self, machine: Machine) -> bool:
+        """Whether a machine is MX of any domain."""
+        if self._mx_somewhere is None:
+            self._mx_somewhere = set()
+            for domain in self.lookups.book.exchangers:
+                known = self.exchangers(domain)
+                self._mx_somewhere |= known.machines if known is not None else frozenset()
+        return id(machine) in self._mx_somewhere
+
+
+def first_handler(leg: Leg) -> bool:
+    """The message shows no trace fields yet and has a real sender: its author's program sends it."""
+    s = leg.sighting
+    return s is not None and s.has_content and s.header_complete and s.trail is None and bool(s.mail_from) and not s.report_kind
+
+
+def recipient_domains(leg: Leg) -> list[str]:
+    """Domains of the first recipients."""
+    if leg.sighting is None:
+        domain = domain_of(leg.field.recipient) if leg.field is not None else None
+        return [domain] if domain else []
+    return list(dict.fromkeys(d for r in leg.sighting.recipients[:_LOOK_BACK] if (d := domain_of(r.address))))
+
+
+def _port(leg: Leg) -> int | None:
+    return leg.session.server_port if leg.session is not None else None
+
+
+def _logged_in(leg: Leg) -> bool:
+    return bool(leg.session is not None and leg.session.auth_ok) or bool(leg.field is not None and leg.field.authenticated)
+
+
+def _wants_login(leg: Leg, _: Scene) -> bool:
+    return leg.sighting is not None and leg.sighting.code in (530, 535, 538)
+
+
+def _is_exchanger(leg: Leg, scene: Scene) -> bool:
+    return leg.server is not None and any(scene.exchanges_for(leg.server, d) for d in recipient_domains(leg))
+
+
+def _no_exchanger(leg: Leg, scene: Scene) -> bool:
+    found = [scene.exchanges_for(leg.server, d) for d in recipient_domains(leg)] if leg.server is not None else []
+    return bool(found) and all(answer is False for answer in found)
+
+
+def _named_like(leg: Leg, _: Scene) -> bool:
+    return leg.server is not None and any(same_domain(n, d) for d in recipient_domains(leg) for n in _names(leg.server, leg))
+
+
+def _names(machine: Machine, leg: Leg) -> Iterable[str]:
+    by = leg.field.by if leg.field is not None else None
+    return [*machine.names, by] if by else machine.names
+
+
+def same_domain(host: str, domain: str) -> bool:
+    """A host's name lies in the mail domain, or both lie in one (two labels, three under short second levels: `co.uk`)."""
+    if host == domain or host.endswith("." + domain):
+        return True
+    mine, theirs = host.split("."), domain.split(".")
+    labels = 3 if len(theirs) > 1 and len(theirs[-1]) == 2 and len(theirs[-2]) <= 3 else 2
+    return len(mine) >= labels and len(theirs) >= labels and mine[-labels:] == theirs[-labels:]
+
+
+def _told_to_use(leg: Leg, scene: Scene) -> bool:
+    """The client looked up this server's address, and never an MX that leads to it."""
+    if leg.client is None or leg.server is None or leg.sighting is None:
+        return False
+    asked = scene.lookups.asked_by(leg.client)
+    if not asked or not any(n in asked for ip in leg.server.ips for n in scene.lookups.book.owners_of(ip)):
+        return False
+    return not any(d in asked and scene.exchanges_for(leg.server, d) is not False for d in recipient_domains(leg))
+
+
+def _passes_on(leg: Leg, _: Scene) -> bool:
+    """The message leaves this server again by SMTP for the same recipients."""
+    if leg.sighting is not None:
+        mine = {r.address.lower() for r in leg.sighting.recipients[:_LOOK_BACK]}
+    else:
+        mine = {leg.field.recipient.lower()} if leg.field is not None and leg.field.recipient else set()
+    for child in (leg.children or ())[:_LOOK_BACK]:
+        s = child.sighting
+        if child.carried and child.protocol == "smtp":
+            theirs = {r.address.lower() for r in s.recipients[:_LOOK_BACK]} if s is not None else set()
+            if s is None or not mine or not mine.isdisjoint(theirs):
+                return True
+    return False
+
+
+def _took_in_as(role: str) -> "Test":
+    return lambda leg, _: leg.parent is not None and leg.parent.server_role == role and leg.parent.server is leg.client
+
+
+def _signed_the_top(leg: Leg, _: Scene) -> bool:
+    """The newest trace field is the client's own."""
+    s = leg.sighting
+    if s is None or s.trail is None or leg.client is None:
+        return False
+    by = s.trail.field.by
+    if by is None:
+        return False
+    called = s.session.client_name
+    return leg.client.answers_to(by) or (called is not None and called.rstrip(".").lower() == by)
+
+
+def _made_by_server(s: Sighting | None) -> bool:
+    return s is not None and s.mail_from == ""
+
+
+def _login_below(leg: Leg, _: Scene) -> bool:
+    s = leg.sighting
+    trail = s.trail if s is not None else None
+    while trail is not None and not trail.field.handed_over:
+        trail = trail.below
+    return trail is not None and trail.field.authenticated and leg.protocol == "smtp"
+
+
+Test = Callable[[Leg, Scene], bool]
+
+
+class Rule(NamedTuple):
+    """One rule of evidence."""
+
+    role: str
+    weight: int
+    says: str
+    holds: Test
+
+
+SERVER_RULES = (
+    Rule("mda", 20, "takes mail by LMTP", lambda leg, _: leg.protocol == "lmtp"),
+    Rule("msa", 15, "serves the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS),
+    Rule("msa", 15, "its client logged in", lambda leg, _: _logged_in(leg)),
+    Rule("msa", 4, "asks for a login", _wants_login),
+    Rule("mx", 6, "is an MX of the recipient's domain", _is_exchanger),
+    Rule("mx", 6, "hands mail to an MDA", lambda leg, scene: id(leg.server) in scene.lmtp_clients),
+    Rule("mx", 2, "is an MX of some domain", lambda leg, scene: leg.server is not None and scene.exchanges_somewhere(leg.server)),
+    Rule("mx", 2, "its name is of the recipient's domain", _named_like),
+    Rule("mta", 3, "is no MX of the recipient's domain", _no_exchanger),
+    Rule("mta", 2, "its client was told to use it", _told_to_use),
+    Rule("mta", 2, "passes mail on for the same recipients", _passes_on),
+    Rule("mx", 1, "takes mail on port 25", lambda leg, _: _port(leg) == 25),
+)
+"""What makes a server `msa mta mx mda`."""
+
+CLIENT_RULES = (
+    Rule("mta", 14, "wrote the newest trace field and logged in", lambda leg, s: _logged_in(leg) and _signed_the_top(leg, s)),
+    Rule("mua", 10, "logs in to submit", lambda leg, _: _logged_in(leg)),
+    Rule("mua", 4, "uses the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS),
+    Rule("mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and id(leg.client) not in s.servers),
+    Rule(
+        "mua", 2, "hands in messages of its own", lambda leg, s: id(leg.client) in s.origins and id(leg.client) not in s.servers
+    ),
+    Rule("mda", 8, "takes mail by LMTP", lambda leg, s: id(leg.client) in s.lmtp_servers),
+    Rule("mx", 8, "hands mail to an MDA", lambda leg, _: leg.protocol == "lmtp"),
+    Rule("msa", 7, "took the message in as MSA", _took_in_as("msa")),
+    Rule("mta", 7, "took the message in as relay", _took_in_as("mta")),
+    Rule("mx", 7, "took the message in as MX", _took_in_as("mx")),
+    Rule("mda", 7, "took the message in as MDA", _took_in_as("mda")),
+    Rule("msa", 4, "took the message in from a login", _login_below),
+    Rule("mta", 3, "sends mail with trace fields", lambda leg, _: leg.sighting is not None and leg.sighting.trail is not None),
+    Rule("mta", 3, "sends a server's own message", lambda leg, _: _made_by_server(leg.sighting)),
+    Rule("mta", 3, "takes mail by SMTP itself", lambda leg, s: id(leg.client) in s.servers),
+    Rule("mta", 1, "sends to port 25", lambda leg, _: _port(leg) == 25),
+)
+"""What makes a client `mua msa mta mx mda`."""
+
+MAILBOX_RULES = {"pop3": "serves POP3", "imap": "serves IMAP"}
+
+
+def assign(traces: list[Trace], scene: Scene) -> None:
+    """Give every hop its two roles and its kind; servers first, for a client's role may be what it took the message in as."""
+    for trace in traces:
+        for leg in trace.legs:
+            if leg.carried:
+                leg.server_role = _decide(SERVER_RULES, leg, scene, leg.server)
+            else:
+                leg.server_role = leg.protocol
+                leg.client_role = "mua"
+                if leg.server is not None:
+                    leg.server.evidence[leg.protocol, MAILBOX_RULES.get(leg.protocol, "holds the mailbox")] += 1
+                if leg.client is not None:
+                    leg.client.evidence["mua", "reads or files mail in a mailbox"] += 1
+    for trace in traces:
+        for leg in trace.legs:
+            if leg.carried:
+                leg.client_role = _decide(CLIENT_RULES, leg, scene, leg.client)
+                if leg.server_role == "mda":
+                    leg.kind = "deliver"
+                elif leg.server_role == "msa" or leg.client_role == "mua":
+                    leg.kind = "submit"
+                else:
+                    leg.kind = "relay"
+
+
+def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene, machine: Machine | None) -> str | None:
+    weights: dict[str, int] = {}
+    held: list[Rule] = []
+    for rule in rules:
+        if rule.holds(leg, scene):
+            held.append(rule)
+            weights[rule.role] = weights.get(rule.role, 0) + rule.weight
+    if not weights:
+        return None
+    role = max(weights, key=weights.__getitem__)
+    if machine is not None:
+        for rule in held:
+            if rule.role == role:
+                machine.evidence[role, rule.says] += 1
+    return role
+
+
+def name_servers(hosts: Hosts, lookups: Lookups) -> dict[str, str]:
+    """Role of each address that answered DNS questions: `resolver` or `authoritative`."""
+    roles: dict[str, str] = {}
+    for ip, (recursive, authoritative, without_rd, questions, first, last) in lookups.asked.items():
+        if recursive:
+            role, rule, count = "resolver", "answers with RA", recursive
+        elif authoritative:
+            role, rule, count = "authoritative", "answers with AA", authoritative
+        elif without_rd == questions:
+            role, rule, count = "authoritative", "is asked without RD", without_rd
+        else:
+            role, rule, count = "resolver", "is asked with RD", questions - without_rd
+        roles[ip] = role
+        machine = hosts.of(ip)
+        machine.evidence[role, rule] += count
+        machine.seen(first, last)
+    return roles

@@ -1,0 +1,333 @@
+"""A sighting: one message at one hop, as far as the wire showed it.
+
+What later stages need is taken out of the event here, and the event (with its header octets) is let go: a
+sighting costs about a kilobyte, whatever the message holds.
+"""
+
+import re
+from typing import Any
+
+from analyzer.mail import reports
+from analyzer.mail.received import Received
+from analyzer.mail.received import parse as parse_received
+from analyzer.protocols.base import Content, MessageCarried, Recipient, SessionInfo
+
+_SIZE = re.compile(r"(?:^|\s)SIZE=(\d{1,19})", re.I)
+_ENVID = re.compile(r"(?:^|\s)ENVID=(\S+)", re.I)
+_ORCPT = re.compile(r"(?:^|\s)ORCPT=[\w-]+;(\S+)", re.I)
+_XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_TAG = re.compile(rb"(?:^|;)\s*([a-z]+)\s*=\s*([^;]*)")
+_MSGID = re.compile(rb"<[^<>\s]{1,900}>")
+_BARE = re.compile(r"<([^<>\s]*)>|([^\s<>,;:()\"]+@[^\s<>,;:()\"]+)")
+
+
+def xtext(text: str) -> str:
+    """Decode xtext (RFC 3461 4): `+XX` is an octet."""
+    return _XTEXT.sub(lambda m: chr(int(m[1], 16)), text)
+
+
+class Trail:
+    """The Received fields of a message, newest first, shared by the sightings that carry them.
+
+    A trail is its newest field and the trail below: two sightings whose trails meet have a common past.
+    """
+
+    __slots__ = ("below", "field", "length", "raw_hash")
+
+    def __init__(self, field: Received, below: "Trail | None", raw_hash: int) -> None:
+        self.field = field
+        self.below = below
+        self.raw_hash = raw_hash
+        self.length: int = 1 + (below.length if below else 0)
+
+    def __iter__(self) -> Any:
+        trail: Trail | None = self
+        while trail is not None:
+            yield trail
+            trail = trail.below
+
+
+class Sighting:
+    """One event of `MessageCarried`, digested.  Times are nanoseconds, addresses text."""
+
+    __slots__ = (
+        "answers",
+        "authentication",
+        "auto_submitted",
+        "body_digest",
+        "code",
+        "complete",
+        "delivered_to",
+        "dkim",
+        "duplicates",
+        "enhanced_code",
+        "envelope_id",
+        "first_frame",
+        "flags",
+        "has_content",
+        "header_complete",
+        "header_date",
+        "header_from",
+        "header_to",
+        "index",
+        "kind",
+        "last_frame",
+        "mail_from",
+        "mailbox",
+        "message_id",
+        "missing_bytes",
+        "number",
+        "order",
+        "outcome",
+        "queue_id",
+        "recipients",
+        "reply_text",
+        "report",
+        "report_kind",
+        "session",
+        "sha256",
+        "size",
+        "size_stated",
+        "subject",
+        "trail",
+        "ts",
+        "ts_data",
+        "ts_end",
+        "ts_eom",
+        "ts_rcpt_done",
+        "ts_start",
+        "uid",
+        "uidl",
+        "uidvalidity",
+    )
+
+    session: SessionInfo
+    kind: str
+    index: int
+    ts: int
+    """When it was first seen: `ts_start`, or the first time known after it."""
+    order: int
+    """Its place among all sightings, by time."""
+    ts_start: int | None
+    ts_data: int | None
+    ts_eom: int | None
+    ts_end: int | None
+    ts_rcpt_done: int | None
+    first_frame: int | None
+    last_frame: int | None
+    mail_from: str | None
+    size_stated: int | None
+    """SIZE= of MAIL (RFC 1870)."""
+    envelope_id: str | None
+    """ENVID= of MAIL (RFC 3461)."""
+    recipients: list[Recipient]
+    outcome: str
+    code: int | None
+    enhanced_code: str | None
+    reply_text: str | None
+    queue_id: str | None
+    has_content: bool
+    size: int | None
+    complete: bool | None
+    missing_bytes: int | None
+    sha256: str | None
+    body_digest: str | None
+    header_complete: bool
+    message_id: str | None
+    subject: bytes | None
+    header_from: bytes | None
+    header_to: bytes | None
+    header_date: bytes | None
+    trail: Trail | None
+    """Received fields, newest first."""
+    delivered_to: tuple[str, ...]
+    """Addresses of Delivered-To, X-Original-To, Envelope-To."""
+    dkim: tuple[tuple[str, str], ...]
+    """(domain, selector) of each DKIM-Signature."""
+    authentication: tuple[str | None, str | None, str | None]
+    """Results of SPF, DKIM, DMARC that the header tells."""
+    auto_submitted: bool
+    answers: tuple[str, ...]
+    """Message-IDs it answers (In-Reply-To, then References from the last)."""
+    report_kind: str | None
+    """`dsn` or `mdn` by its Content-Type, whether or not the report could be read."""
+    report: reports.Report | None
+    mailbox: str | None
+    uidvalidity: int | None
+    uid: int | None
+    number: int | None
+    uidl: str | None
+    flags: tuple[str, ...]
+    duplicates: int
+    """Further captures that show the same crossing."""
+
+    @property
+    def place(self) -> tuple[int, str, int, str, int]:
+        """What sightings are sorted by: time first, and something for every tie."""
+        session = self.session
+        return (self.ts, session.source, self.first_frame or 0, session.session_id, self.index)
+
+    def addresses(self) -> list[str]:
+        """Every recipient of the envelope, as given."""
+        return [r.address for r in self.recipients]
+
+
+_NOTHING = (None, None, None)
+
+
+class Digester:
+    """Makes sightings, sharing what they have in common."""
+
+    def __init__(self) -> None:
+        self._trails: dict[tuple[int, int], Trail] = {}
+        self._fields: dict[int, Received] = {}
+
+    def sighting(self, event: MessageCarried) -> Sighting:
+        """What is worth keeping of an event."""
+        s = Sighting()
+        session = event.session
+        s.session = session
+        s.kind = event.kind
+        s.index = event.index
+        s.order = 0
+        s.duplicates = 0
+        s.ts_start, s.ts_data, s.ts_eom, s.ts_end = event.ts_start, event.ts_data, event.ts_eom, event.ts_end
+        s.ts_rcpt_done = event.ts_rcpt_done
+        s.ts = next((t for t in (s.ts_start, s.ts_data, s.ts_eom, s.ts_end) if t is not None), session.connection.ts)
+        s.first_frame, s.last_frame = event.first_frame, event.last_frame
+        s.mail_from = event.mail_from
+        s.size_stated = s.envelope_id = None
+        if event.mail_parameters:
+            found = _SIZE.search(event.mail_parameters)
+            s.size_stated = int(found[1]) if found else None
+            found = _ENVID.search(event.mail_parameters)
+            s.envelope_id = xtext(found[1]) if found else None
+        s.recipients = event.recipients
+        s.outcome = event.outcome
+        s.code, s.enhanced_code, s.reply_text, s.queue_id = event.code, event.enhanced_code, event.reply_text, event.queue_id
+        s.mailbox, s.uidvalidity, s.uid, s.number, s.uidl = event.mailbox, event.uidvalidity, event.uid, event.number, event.uidl
+        s.flags = event.flags
+        self._content(s, event.content)
+        return s
+
+    def _content(self, s: Sighting, content: Content | None) -> None:
+        s.has_content = content is not None
+        s.size = s.complete = s.missing_bytes = s.sha256 = s.body_digest = s.message_id = None
+        s.subject = s.header_from = s.header_to = s.header_date = None
+        s.trail = None
+        s.delivered_to = ()
+        s.dkim = ()
+        s.authentication = _NOTHING
+        s.auto_submitted = False
+        s.answers = ()
+        s.report_kind = s.report = None
+        s.header_complete = False
+        if content is None:
+            return
+        s.size, s.complete, s.missing_bytes, s.sha256 = content.size, content.complete, content.missing_bytes, content.sha256
+        s.body_digest, s.message_id, s.header_complete = content.body_digest, content.message_id, content.header_complete
+        if content.headers:
+            self._headers(s, content)
+
+    def _headers(self, s: Sighting, content: Content) -> None:
+        trace: list[bytes] = []
+        delivered: list[str] = []
+        signatures: list[tuple[str, str]] = []
+        authentication: list[str] = []
+        received_spf = content_type = None
+        answers: list[str] = []
+        for name, value in content.headers:
+            if name == "received":
+                trace.append(value)
+            elif name == "subject":
+                s.subject = value if s.subject is None else s.subject
+            elif name == "from":
+                s.header_from = value if s.header_from is None else s.header_from
+            elif name == "to":
+                s.header_to = value if s.header_to is None else s.header_to
+            elif name == "date":
+                s.header_date = value if s.header_date is None else s.header_date
+            elif name in _OTHER:
+                if name in ("delivered-to", "x-original-to", "envelope-to", "x-forwarded-to"):
+                    delivered.append(_text(value[:512]).strip("<> ").lower())
+                elif name == "dkim-signature":
+                    tags = dict(_TAG.findall(value[:4096]))
+                    if b"d" in tags and b"s" in tags:
+                        signatures.append((_text(tags[b"d"]).strip().lower(), _text(tags[b"s"]).strip().lower()))
+                elif name == "authentication-results":
+                    authentication.append(_text(value))
+                elif name == "received-spf":
+                    received_spf = received_spf or _text(value[:512])
+                elif name == "auto-submitted":
+                    s.auto_submitted = not value.lower().startswith(b"no")
+                elif name in ("x-autoreply", "x-autorespond"):
+                    s.auto_submitted = True
+                elif name == "precedence":
+                    s.auto_submitted |= value.lower().startswith((b"auto_reply", b"auto-reply"))
+                elif name == "in-reply-to":
+                    answers[:0] = [_text(m) for m in _MSGID.findall(value[:4096])]
+                elif name == "references":
+                    answers += [_text(m) for m in reversed(_MSGID.findall(value[-4096:]))]
+                else:
+                    content_type = content_type or _text(value[:1024]).lower()
+        if trace:
+            s.trail = self._trail(trace)
+        if delivered:
+            s.delivered_to = tuple(delivered)
+        if signatures:
+            s.dkim = tuple(signatures)
+        if authentication or received_spf:
+            s.authentication = reports.results(authentication, received_spf)
+        if answers:
+            s.answers = tuple(answers[:8])
+        if content_type is not None and content_type.startswith(("multipart/report", "message/d", "message/global-d")):
+            s.report_kind = "mdn" if "disposition-notification" in content_type else "dsn"
+            if content.report:
+                s.report = reports.parse(content.report, content_type)
+                if s.report is not None:
+                    s.report_kind = s.report.kind
+                elif "delivery-status" not in content_type and s.report_kind == "dsn":
+                    s.report_kind = None  # feedback reports (RFC 5965) and others: not about a delivery
+            elif "delivery-status" not in content_type and s.report_kind == "dsn":
+                s.report_kind = None
+
+    def _trail(self, fields: list[bytes]) -> Trail:
+        trail: Trail | None = None
+        trails = self._trails
+        below = 0
+        for raw in reversed(fields):
+            mark = hash(raw)
+            known = trails.get((mark, below))
+            if known is None:
+                field = self._fields.get(mark)
+                if field is None:
+                    field = self._fields[mark] = parse_received(raw)
+                known = trails[mark, below] = Trail(field, trail, mark)
+            trail = known
+            below = id(known)
+        assert trail is not None
+        return trail
+
+
+_OTHER = frozenset(
+    "delivered-to x-original-to envelope-to x-forwarded-to dkim-signature authentication-results received-spf auto-submitted "
+    "x-autoreply x-autorespond precedence in-reply-to references content-type".split()
+)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")
+
+
+def original_recipient(recipient: Recipient) -> str | None:
+    """The ORCPT address of a RCPT, decoded (RFC 3461 4.2)."""
+    if not recipient.parameters:
+        return None
+    found = _ORCPT.search(recipient.parameters)
+    return xtext(found[1]) if found else None
+
+
+def bare_address(text: str) -> str | None:
+    """The first address in a header field, lower case."""
+    found = _BARE.search(text[:2048])
+    return (found[1] or found[2] or "").lower() or None if found else None

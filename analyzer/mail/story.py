@@ -1,0 +1,490 @@
+"""Sessions' events in, delivery timelines out.
+
+Rules:
+1. `feed` takes events in any order; everything is sorted by time before anything is joined, so the story depends on what was seen
+   and not on when it was handed in.
+2. `finish` works stage by stage: sightings, groups (one message each), hops, roles, lookups, mailbox events, fates, rows.
+3. Trace ids are digests of facts on the wire, never of names of files or numbers of frames.
+"""
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median_low
+from typing import Any, Generic, TypeVar
+
+from analyzer.limits import Limits
+from analyzer.mail import fate, roles, timeline
+from analyzer.mail.correlate import Correlator
+from analyzer.mail.hops import Builder, Leg, Lost, Opaque, Trace, links
+from analyzer.mail.hosts import Hosts, Machine
+from analyzer.mail.lookups import Lookups, Use
+from analyzer.mail.mailbox import Mailboxes
+from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
+from analyzer.mail.sightings import Digester, Sighting
+from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
+from analyzer.protocols.dns import Transaction
+from analyzer.wire.anomalies import Anomaly
+from analyzer.wire.types import Attempt
+
+_HOUR = 3_600_000_000_000
+_OFFSET = 20_000_000
+"""Two taps' clocks differ when the same crossing is this far apart in them: longer than a local network takes."""
+_ODD_CLOCK = 300_000_000_000
+"""A Received field's time this far from the captured hand-over is worth a word."""
+_PATIENCE = 120_000_000_000
+"""A failed connection and the hop it was a try of are no further apart."""
+_EARLY = 200_000_000
+_LOOK_BACK = 16
+
+Row = TypeVar("Row")
+
+
+class Rows(Generic[Row]):
+    """Rows made as they are read, as often as wanted: a table is never in memory whole."""
+
+    def __init__(self, make: Callable[[], Iterator[Row]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._make()
+
+
+@dataclass
+class Told:
+    """The story's rows, and what it adds to rows of other rooms."""
+
+    messages: Iterable[Message]
+    hops: Iterable[Hop]
+    recipients: Iterable[RecipientRow]
+    deliveries: list[Delivery]
+    timeline: Iterable[Step]
+    hosts: Iterable[Host]
+    links: Iterable[Link]
+    anomalies: list[Anomaly]
+    lookups: Lookups
+    server_roles: dict[str, str]
+    client_roles: dict[str, str]
+    session_traces: dict[str, str | None]
+    """Session -> its one trace; None when it carried several."""
+
+    def dns(self, t: Transaction) -> Transaction:
+        """The row of a lookup with what it was for."""
+        leg = self.lookups.find(t)
+        return t._replace(
+            trace_id=leg.trace.id if leg is not None and leg.trace is not None else None,
+            hop=leg.number if leg is not None else None,
+            client_role=self.client_roles.get(t.client_ip),
+            server_role=self.server_roles.get(t.server_ip),
+        )
+
+    def anomaly(self, row: Anomaly) -> Anomaly:
+        """The row of an anomaly with its message, when its session carried just one."""
+        if row.trace_id is not None or row.session_id is None:
+            return row
+        return row._replace(trace_id=self.session_traces.get(row.session_id))
+
+
+class Story:
+    """Everything seen of mail in one analysis."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._digester = Digester()
+        self._sightings: list[Sighting] = []
+        self._events: list[MailboxEvent] = []
+        self._opaque: list[SessionInfo] = []
+        self._idle: list[SessionInfo] = []
+        self._attempts: list[Attempt] = []
+        self._hosts = Hosts(limits)
+        self._lookups = Lookups(limits)
+        self._dropped: dict[str, int] = {}
+        self._feeders: dict[type, Callable[[Any], None]] = {
+            MessageCarried: self._message,
+            SessionEnded: self._session,
+            MailboxEvent: self._event,
+            Transaction: self._lookups.feed,
+            Attempt: self._attempt,
+        }
+
+    def feed(self, event: Any) -> None:
+        """Take an event of a session, a DNS transaction or a failed connection; others are let go."""
+        feeder = self._feeders.get(type(event))
+        if feeder is not None:
+            feeder(event)
+
+    def _message(self, event: MessageCarried) -> None:
+        self._sightings.append(self._digester.sighting(event))
+
+    def _event(self, event: MailboxEvent) -> None:
+        if len(self._events) < self.limits.mailbox_events:
+            self._events.append(event)
+        else:
+            self._drop("mailbox_events_dropped")
+
+    def _session(self, event: SessionEnded) -> None:
+        info = event.info
+        self._hosts.session(info)
+        if info.visibility == "opaque":
+            self._opaque.append(info)
+        elif not info.messages and info.protocol in ("smtp", "lmtp"):
+            if len(self._idle) < self.limits.idle_connections:
+                self._idle.append(info)
+            else:
+                self._drop("attempts_dropped")
+
+    def _attempt(self, attempt: Attempt) -> None:
+        if len(self._attempts) < self.limits.idle_connections:
+            self._attempts.append(attempt)
+        else:
+            self._drop("attempts_dropped")
+
+    def _drop(self, name: str) -> None:
+        self._dropped[name] = self._dropped.get(name, 0) + 1
+
+    def finish(self) -> Told:
+        """Nothing more will come: tell it."""
+        return _Telling(self).told()
+
+
+class _Telling:
+    """The stages of `finish`, one method each."""
+
+    def __init__(self, story: Story) -> None:
+        self.limits = story.limits
+        self.hosts = story._hosts
+        self.lookups = story._lookups
+        self.anomalies: list[Anomaly] = []
+        self.sightings = sorted(story._sightings, key=_place)
+        self.events = sorted(story._events, key=_event_place)
+        self.opaque = story._opaque
+        self.idle = sorted(story._idle, key=_info_place)
+        self.attempts = sorted(story._attempts, key=_attempt_place)
+        dropped = dict(story._dropped)
+        if self.lookups.dropped or self.lookups.book.full:
+            dropped["lookups_dropped"] = self.lookups.dropped
+        if self.hosts.dropped:
+            dropped["hosts_dropped"] = self.hosts.dropped
+        for name, count in dropped.items():
+            self.anomalies.append(Anomaly(None, "", None, None, name, f"{count} beyond the limit", None))
+        self.traces: list[Trace] = []
+
+    def told(self) -> Told:
+        self._once()
+        for s in self.sightings:
+            for ip in (s.session.stated_client_ip or s.session.client_ip, s.session.server_ip):
+                self.hosts.of(ip)
+        for a in self.attempts:
+            self.hosts.of(a.orig_ip)
+            self.hosts.of(a.resp_ip)
+        self.hosts.settle(self.lookups.book)
+        self._join()
+        machines = self._machines()
+        self.lookups.settle(self.hosts, machines)
+        self.scene = roles.Scene(self.traces, self.hosts, self.lookups)
+        roles.assign(self.traces, self.scene)
+        server_roles = roles.name_servers(self.hosts, self.lookups)
+        lost = self._lost()
+        self.lookups.bind(self.hosts, self._uses(lost))
+        self._mailboxes()
+        fate.relate(self.traces)
+        deliveries = self._fates()
+        self._count()
+        traces, lookups = self.traces, self.lookups
+        return Told(
+            messages=Rows(lambda: (timeline.message_row(t) for t in traces)),
+            hops=Rows(lambda: (timeline.hop_row(leg, t, lookups) for t in traces for leg in t.legs)),
+            recipients=Rows(lambda: (row for t in traces for leg in t.legs for row in timeline.recipient_rows(leg, t))),
+            deliveries=deliveries,
+            timeline=Rows(lambda: (step for t in traces for step in timeline.steps(t, lookups, server_roles))),
+            hosts=Rows(lambda: iter(self.hosts.rows())),
+            links=Rows(lambda: (link for t in traces for link in links(t))),
+            anomalies=self.anomalies,
+            lookups=lookups,
+            server_roles=server_roles,
+            client_roles=self._client_roles(server_roles),
+            session_traces=self._session_traces(),
+        )
+
+    # stages
+
+    def _once(self) -> None:
+        """Of a crossing that two captures show, keep the sighting that shows more."""
+        by_ends: dict[tuple[object, ...], Sighting] = {}
+        apart: dict[tuple[str, str], list[int]] = {}
+        gone: set[int] = set()
+        ghosts: set[str] = set()
+        if len({s.session.source for s in self.sightings}) > 1:
+            for s in self.sightings:
+                info = s.session
+                ends = (info.client_ip, info.client_port, info.server_ip, info.server_port, s.kind, s.index)
+                other = by_ends.get(ends)
+                if other is None or not _same_crossing(other, s):
+                    by_ends[ends] = s
+                    continue
+                keep, drop = (s, other) if _shows(s) > _shows(other) else (other, s)
+                keep.duplicates += drop.duplicates + 1
+                gone.add(id(drop))
+                ghosts.add(drop.session.session_id)
+                by_ends[ends] = keep
+                apart.setdefault((other.session.source, info.source), []).append(s.ts - other.ts)
+                detail = f"also in {drop.session.source}, {(drop.ts - keep.ts) / 1e9:+.6f} s"
+                self._say(keep.ts, keep.session, "hop_seen_twice", detail, keep.first_frame)
+        if gone:
+            self.sightings = [s for s in self.sightings if id(s) not in gone]
+            self.events = [e for e in self.events if e.session.session_id not in ghosts]
+        for (source, other_source), offsets in apart.items():
+            offset = median_low(offsets)
+            if abs(offset) > _OFFSET:
+                detail = f"{other_source} is {offset / 1e9:+.6f} s from {source} (median of {len(offsets)} hops seen in both)"
+                self.anomalies.append(Anomaly(None, other_source, None, None, "clock_offset", detail, None))
+        for order, s in enumerate(self.sightings):
+            s.order = order
+
+    def _say(self, ts: int | None, info: SessionInfo, name: str, detail: str, frame: int | None) -> None:
+        self.anomalies.append(Anomaly(ts, info.source, info.session_id, None, name, detail, frame))
+
+    def _join(self) -> None:
+        """Sightings into messages, messages into hops."""
+        correlator = Correlator(self.sightings, self.hosts, self.limits)
+        opaque = Opaque(self.opaque, self.hosts)
+        for group in correlator.groups():
+            legs = Builder(group, self.hosts, opaque).build()
+            message_id = next((s.message_id for s in group if s.message_id is not None), None)
+            trace = Trace(trace_id(group[0]), legs, message_id)
+            for leg in legs:
+                leg.trace = trace
+                self._clock(leg)
+            trace.retrieved = any(s.kind == "retrieve" for s in group)
+            self.traces.append(trace)
+        for s in correlator.reused:
+            detail = f"{s.message_id} was seen before with another body"
+            self._say(s.ts, s.session, "message_id_reused", detail, s.first_frame)
+
+    def _clock(self, leg: Leg) -> None:
+        """A trace field about an observed hop whose time is far from the capture's."""
+        parent, s = leg.parent, leg.sighting
+        if s is None or parent is None or parent.sighting is None or leg.trail is None:
+            return
+        stamp = leg.trail.field.ts
+        if leg.trail.below is parent.trail and stamp is not None and abs(stamp - parent.end) > _ODD_CLOCK:
+            detail = f"{leg.trail.field.by or 'a server'} wrote a time {(stamp - parent.end) / 1e9:+.0f} s from the capture's"
+            self._say(s.ts, s.session, "received_time_odd", detail, s.first_frame)
+
+    def _machines(self) -> list[Machine]:
+        """Machines with a part in any message."""
+        found: dict[int, Machine] = {}
+        for trace in self.traces:
+            for leg in trace.legs:
+                for machine in (leg.client, leg.server):
+                    if machine is not None:
+                        found.setdefault(id(machine), machine)
+        for info in self.idle:
+            machine = self.hosts.of(info.client_ip)
+            found.setdefault(id(machine), machine)
+        return list(found.values())
+
+    def _lost(self) -> list[Lost]:
+        """Connections without a transaction, each with the message it was made for, where that can be told."""
+        found: list[tuple[int, str, str, str, str, int | None, SessionInfo | None, int]] = []
+        for info in self.idle:
+            conn = info.connection
+            how = f"session without a transaction, ended by {info.end or conn.end or 'the capture'}"
+            detail = f"to port {info.server_port}: {how}"
+            at = conn.ts_syn or conn.ts
+            found.append((at, info.source, info.client_ip, info.server_ip, detail, conn.first_frame, info, info.server_port))
+        for a in self.attempts:
+            found.append((a.ts, a.source, a.orig_ip, a.resp_ip, timeline.attempt_detail(a), a.frame, None, a.resp_port))
+        if not found:
+            return []
+        index = _LegIndex(self.traces)
+        lost: list[Lost] = []
+        for ts, source, client_ip, server_ip, detail, frame, session, port in sorted(
+            found, key=lambda f: (*f[:5], f[5] or 0, f[7])
+        ):
+            client, server = self.hosts.of(client_ip), self.hosts.of(server_ip)
+            trace, hop = index.made_for(ts, client, server, port, self.scene)
+            item = Lost(ts, client, source, client_ip, server_ip, detail, frame, session, hop)
+            lost.append(item)
+            if trace is not None:
+                if trace.lost is None:
+                    trace.lost = []
+                trace.lost.append(item)
+        return lost
+
+    def _uses(self, lost: list[Lost]) -> list[Use]:
+        """Every connection as a user of lookups."""
+        if not len(self.lookups):
+            return []
+        by_session: dict[str, list[Leg]] = {}
+        for trace in self.traces:
+            for leg in trace.legs:
+                if leg.session is not None:
+                    by_session.setdefault(leg.session.session_id, []).append(leg)
+        uses: list[Use] = []
+        for legs in by_session.values():
+            legs.sort(key=lambda leg: (leg.index, leg.ts))
+            info = legs[0].session
+            assert info is not None
+            conn = info.connection
+            syn = conn.ts_syn or conn.ts
+            floor = -1
+            if legs[0].parent is not None:
+                floor = min(legs[0].parent.end - (_EARLY if legs[0].parent.sighting is not None else 10 * _EARLY), syn)
+            client = info.stated_client_ip or info.client_ip
+            uses.append(Use(syn, max(conn.ts_last, syn), info, client, info.server_ip, legs[0], tuple(legs), floor))
+        for item in lost:
+            end = item.session.connection.ts_last if item.session is not None else item.ts
+            uses.append(Use(item.ts, max(end, item.ts), item.session, item.client_ip, item.server_ip, item.hop, (), -1))
+        return uses
+
+    def _mailboxes(self) -> None:
+        for told in Mailboxes(self.hosts).tell(self.traces, self.events):
+            if told.trace.steps is None:
+                told.trace.steps = []
+            told.trace.steps.append(told)
+
+    def _fates(self) -> list[Delivery]:
+        traffic = fate.Traffic()
+        for trace in self.traces:
+            for leg in trace.legs:
+                if leg.session is not None and leg.client is not None and leg.server is not None:
+                    traffic.call(id(leg.client), id(leg.server))
+        for info in self.idle:
+            traffic.call(id(self.hosts.of(info.client_ip)), id(self.hosts.of(info.server_ip)))
+        for machine in self._machines():
+            servers = {self.lookups.server_ip(row) for rows in self.lookups.asked_by(machine).values() for row in rows}
+            for ip in servers:
+                traffic.call(id(machine), id(self.hosts.of(ip)))
+        rows: list[Delivery] = []
+        for trace in self.traces:
+            mine = fate.Judge(trace, self.scene, traffic).deliveries()
+            trace.outcome = fate.message_outcome(trace, mine)
+            rows += mine
+        return rows
+
+    def _count(self) -> None:
+        """Messages per machine."""
+        for trace in self.traces:
+            part = {id(m): m for leg in trace.legs if leg.session is not None for m in (leg.client, leg.server) if m is not None}
+            for machine in part.values():
+                machine.messages += 1
+
+    def _client_roles(self, server_roles: dict[str, str]) -> dict[str, str]:
+        """The role in which an address asks DNS questions: its weightiest one in mail, else its own in DNS."""
+        found: dict[str, str] = dict(server_roles)
+        for machine in self.hosts.machines():
+            mail = {role: 0 for role, _ in machine.evidence if role not in ("resolver", "authoritative")}
+            for (role, _), count in machine.evidence.items():
+                if role in mail:
+                    mail[role] += count
+            if mail:
+                role = max(sorted(mail), key=mail.__getitem__)
+                for ip in machine.ips:
+                    found[ip] = role
+        return found
+
+    def _session_traces(self) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for trace in self.traces:
+            for leg in trace.legs:
+                if leg.session is not None:
+                    key = leg.session.session_id
+                    found[key] = trace.id if found.get(key, trace.id) == trace.id else None
+        return found
+
+
+class _LegIndex:
+    """Hops by client and by server machine, to find what a failed connection was made for."""
+
+    def __init__(self, traces: list[Trace]) -> None:
+        self._sent: dict[int, list[Leg]] = {}
+        self._arrived: dict[int, list[Leg]] = {}
+        for trace in traces:
+            for leg in trace.legs:
+                if leg.sighting is None or not leg.carried:
+                    continue
+                self._sent.setdefault(id(leg.client), []).append(leg)
+                if leg.accepted:
+                    self._arrived.setdefault(id(leg.server), []).append(leg)
+        for legs in (*self._sent.values(), *self._arrived.values()):
+            legs.sort(key=_leg_place)
+
+    def made_for(
+        self, ts: int, client: Machine, server: Machine, port: int, scene: roles.Scene
+    ) -> tuple[Trace | None, Leg | None]:
+        """The message that a client held and had not tried to pass on yet, or the one it tried to pass on next."""
+        arrived = self._arrived.get(id(client), [])
+        at = bisect_right(arrived, ts, key=lambda leg: leg.end)
+        for leg in reversed(arrived[max(at - _LOOK_BACK, 0) : at]):
+            tried = [kid for kid in leg.children or () if kid.carried and kid.ts < ts]
+            if not tried and self._leads_to(leg, client, server, port, scene):
+                later = next((kid for kid in leg.children or () if kid.carried and kid.ts >= ts), None)
+                return leg.trace, later
+        sent = self._sent.get(id(client), [])
+        at = bisect_left(sent, ts, key=lambda leg: leg.ts)
+        for leg in sent[at : at + _LOOK_BACK]:
+            if leg.ts - ts > _PATIENCE:
+                break
+            if leg.server is server or any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg)):
+                return leg.trace, leg
+        return None, None
+
+    @staticmethod
+    def _leads_to(leg: Leg, client: Machine, server: Machine, port: int, scene: roles.Scene) -> bool:
+        if id(server) in scene.lmtp_servers and id(client) in scene.lmtp_clients and port not in (25, 587, 465):
+            return True
+        return any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg))
+
+
+def trace_id(s: Sighting) -> str:
+    """Id of the message first seen here: a digest of what the wire showed, the same on any machine."""
+    info = s.session
+    facts = (
+        s.message_id,
+        s.body_digest,
+        info.client_ip,
+        info.client_port,
+        info.server_ip,
+        info.server_port,
+        s.ts,
+        s.kind,
+        s.index,
+    )
+    return hashlib.sha256("\n".join(map(str, facts)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _same_crossing(a: Sighting, b: Sighting) -> bool:
+    if a.session.source == b.session.source or abs(a.ts - b.ts) > _HOUR or a.mail_from != b.mail_from:
+        return False
+    if a.sha256 is not None and b.sha256 is not None and a.sha256 != b.sha256:
+        return False
+    if a.message_id is not None and b.message_id is not None and a.message_id != b.message_id:
+        return False
+    return a.queue_id == b.queue_id or a.queue_id is None or b.queue_id is None
+
+
+def _shows(s: Sighting) -> tuple[bool, bool, int]:
+    """How much a sighting tells."""
+    return (bool(s.complete), s.outcome != "unknown", sum(t is not None for t in (s.ts_start, s.ts_data, s.ts_eom, s.ts_end)))
+
+
+def _place(s: Sighting) -> tuple[int, str, int, str, int]:
+    return s.place
+
+
+def _event_place(e: MailboxEvent) -> tuple[int, str, int, str, str, int, int]:
+    return (e.ts, e.session.source, e.frame or 0, e.session.session_id, e.event, e.uid or 0, e.number or 0)
+
+
+def _info_place(info: SessionInfo) -> tuple[int, str, str]:
+    return (info.connection.ts, info.source, info.session_id)
+
+
+def _attempt_place(a: Attempt) -> tuple[int, str, int, str, int, str, int]:
+    return (a.ts, a.source, a.frame, a.orig_ip, a.orig_port, a.resp_ip, a.resp_port)
+
+
+def _leg_place(leg: Leg) -> tuple[int, int]:
+    return (leg.ts, leg.number)

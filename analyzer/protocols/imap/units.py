@@ -1,0 +1,545 @@
+"""Boundaries before meaning: each direction cut into units, and tagged replies paired with their commands.
+
+A unit is a line with its literals (RFC 9051 2.2, 4.3).  The client is read ahead except where the server decides what its
+octets are: a synchronising literal, a SASL response, STARTTLS, COMPRESS.  The server is read only as far as the client was
+heard: what a response means depends on the commands given before it and on no others.  What units mean is session.py's.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from analyzer.protocols import access
+from analyzer.protocols.base import Malformed, text
+from analyzer.protocols.base import Session as BaseSession
+from analyzer.protocols.imap import grammar
+from analyzer.protocols.imap.fetched import Literal
+from analyzer.protocols.imap.inflate import Inflater
+from analyzer.protocols.inbox import Inbox
+from analyzer.wire.types import Chunk
+
+KNOWN = frozenset(
+    "CAPABILITY NOOP LOGOUT STARTTLS AUTHENTICATE LOGIN ENABLE SELECT EXAMINE CREATE DELETE RENAME SUBSCRIBE UNSUBSCRIBE LIST "
+    "LSUB NAMESPACE STATUS APPEND IDLE CLOSE UNSELECT EXPUNGE SEARCH FETCH STORE COPY MOVE CHECK ID COMPRESS SORT THREAD "
+    "SETACL DELETEACL GETACL LISTRIGHTS MYRIGHTS GETQUOTA GETQUOTAROOT SETQUOTA NOTIFY GETMETADATA SETMETADATA GENURLAUTH "
+    "RESETKEY URLFETCH ESEARCH CONVERT UNAUTHENTICATE REPLACE LANGUAGE COMPARATOR XLIST GETJMAPACCESS CANCELUPDATE".split()
+) | frozenset("UID " + verb for verb in "FETCH STORE COPY MOVE EXPUNGE SEARCH SORT THREAD REPLACE".split())
+DECIDES = frozenset({"AUTHENTICATE", "STARTTLS", "COMPRESS"})
+"""Commands whose reply decides how the client's next octets are read."""
+
+_RESPONSE = re.compile(
+    rb"\* (?:[0-9]{1,10} (?:EXISTS|EXPUNGE|RECENT|FETCH \()|(?:OK|NO|BAD|BYE|PREAUTH|CAPABILITY|FLAGS|LIST|LSUB|SEARCH|ESEARCH|"
+    rb"STATUS|VANISHED|ENABLED|ID|NAMESPACE|QUOTA|QUOTAROOT|SORT|THREAD)\b)",
+    re.IGNORECASE,
+)
+"""What is surely an untagged response, even behind a gap."""
+_STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
+_TAIL = 64
+"""Last octets of a line past the limit that are kept: a literal may be announced there."""
+
+
+class Asked:
+    """A command that waits for its tagged reply."""
+
+    __slots__ = (
+        "argument",
+        "before",
+        "done",
+        "extra",
+        "frame",
+        "literals",
+        "n",
+        "notes",
+        "offset",
+        "shown",
+        "tag",
+        "ts",
+        "ts_end",
+        "ts_reply",
+        "uploads",
+        "verb",
+        "whole",
+    )
+
+    def __init__(self, given: grammar.Given, n: int, before: "Asked | None") -> None:
+        self.tag, self.verb, self.argument, self.n, self.before = given.tag, given.verb, given.argument, n, before
+        self.shown: str | None = None
+        """The argument as it may be shown."""
+        self.literals: list[bytes | None] = []
+        self.offset = 0
+        self.ts: int | None = None
+        self.ts_end: int | None = None
+        self.ts_reply: int | None = None
+        self.frame: int | None = None
+        self.done = False
+        self.whole = False
+        """Its last line was read."""
+        self.notes: list[tuple[str, str]] = []
+        self.uploads: list[Any] = []
+        """Messages of an APPEND (`session.Upload`)."""
+        self.extra: Any = None
+        """What its responses have told so far, by verb (see session.py)."""
+
+
+class Unit:
+    """A command or response with literals that is being read."""
+
+    __slots__ = ("asked", "begin", "entry", "kinds", "line", "literals", "number", "section", "torn")
+
+    def __init__(self, begin: int, asked: Asked | None = None) -> None:
+        self.begin = begin
+        self.asked = asked
+        """The command it is; of a FETCH response the command that asked for it."""
+        self.line = b""
+        """Its lines, each literal as `{its number}`."""
+        self.literals: list[Literal] = []
+        self.torn = False
+        """Octets of it are lost."""
+        self.entry: Any = None
+        """The message a FETCH response is about."""
+        self.number = 0
+        self.kinds: list[tuple[str, int | None]] = []
+        """What each literal of a FETCH is, and at which octet it begins."""
+        self.section = False
+        """The literal before was a TEXT part of CATENATE."""
+
+
+class Side:
+    """Where one direction's reader stands."""
+
+    __slots__ = ("begin", "cut", "head", "inbox", "left", "resync", "tail", "unit")
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.inbox = inbox
+        self.unit: Unit | None = None
+        self.left: Literal | None = None
+        """The literal being read."""
+        self.begin = 0
+        """Stream offset of the line being read."""
+        self.head: bytes | None = None
+        """The first octets of a line past the limit whose rest is being skipped."""
+        self.tail = b""
+        """The last octets of it so far."""
+        self.cut = False
+        """The line just read was past the limit."""
+        self.resync = False
+        """Behind a gap: only what is surely a unit's beginning is read."""
+
+
+class Units(BaseSession):
+    """One IMAP connection, read unit by unit."""
+
+    protocol = "imap"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asks, self.says = Side(self.client), Side(self.server)
+        self.flying: deque[Asked] = deque()
+        """Commands without a reply, oldest first (those done are dropped when they come to the front)."""
+        self.tags: dict[bytes, deque[Asked]] = {}
+        self.last: Asked | None = None
+        self.greeted = False
+        self.user: str | None = None
+        self._hold: Asked | None = None  # the command whose reply the client's next octets hang on
+        self._granted = False  # `+`: the literal held back may be read
+        self._sasl_turn: int | None = None  # a SASL response is due from the client: which
+        self._challenges = 0
+        self._doubt = False  # a SASL exchange or a literal was lost from sight: what follows may be part of it
+        self.turning: Callable[[], None] | None = None
+        """STARTTLS or COMPRESS was granted: what makes both directions turn, to be done before any other octet is read."""
+        self._inflaters: tuple[Inflater, Inflater] | None = None  # of the server, of the client
+        self._given_up = -1
+
+    # what units mean: session.py
+
+    def command_read(self, asked: Asked, unit: Unit) -> None:
+        """A command was read to its end."""
+        raise NotImplementedError
+
+    def command_torn(self, asked: Asked) -> None:
+        """The rest of a command is lost."""
+        raise NotImplementedError
+
+    def response_read(self, line: bytes, begin: int, unit: Unit | None) -> None:
+        """A response was read; `unit` when it has literals."""
+        raise NotImplementedError
+
+    def response_torn(self, unit: Unit) -> None:
+        """The rest of a response is lost."""
+        raise NotImplementedError
+
+    def response_begun(self, line: bytes, unit: Unit) -> None:
+        """The first line of a response with literals was read."""
+        raise NotImplementedError
+
+    def literal_asked(self, asked: Asked, unit: Unit, size: int) -> Literal:
+        """Where the octets of a command's literal go."""
+        raise NotImplementedError
+
+    def literal_said(self, unit: Unit, size: int) -> Literal:
+        """Where the octets of a response's literal go."""
+        raise NotImplementedError
+
+    def unanswered(self, asked: Asked) -> None:
+        """A command's reply was not seen."""
+        raise NotImplementedError
+
+    # compression
+
+    def feed(self, chunk: Chunk) -> list[Any]:
+        """Take ordered octets of one direction; return what they complete."""
+        if self._inflaters is None:
+            return super().feed(chunk)
+        from_client = chunk.orig == self.client_is_orig
+        for plain in self.tls.feed(chunk, from_client, self) if self.tls is not None else (chunk,):
+            self._inflate(plain, from_client)
+        events, self.events = self.events, []
+        return events
+
+    def start_deflate(self) -> None:
+        """From here on both directions are deflated: what the inboxes still hold goes through the inflaters (RFC 4978 3)."""
+        self._inflaters = (Inflater(self.limits), Inflater(self.limits))
+        held = [(inbox.rest(from_client == self.client_is_orig), from_client) for inbox, from_client in self._inboxes()]
+        for chunks, from_client in held:
+            for chunk in chunks:
+                self._inflate(chunk, from_client)
+
+    def _inboxes(self) -> tuple[tuple[Inbox, bool], tuple[Inbox, bool]]:
+        return (self.client, True), (self.server, False)
+
+    def _inflate(self, chunk: Chunk, from_client: bool) -> None:
+        assert self._inflaters is not None
+        inflater = self._inflaters[from_client]
+        before = inflater.fault
+        for plain in inflater.feed(chunk):
+            (self.client if from_client else self.server).append(plain)
+            self.pump()
+        if inflater.fault is not None and before is None:
+            last = len(chunk.ts) - 1
+            self.weird(*inflater.fault, *((int(chunk.ts[last]), int(chunk.frames[last])) if last >= 0 else (None, None)))
+
+    # both directions
+
+    def pump(self) -> None:
+        """Read as far as both directions allow."""
+        while True:
+            if self.turning is not None:
+                turn, self.turning = self.turning, None
+                turn()
+            moved = self._read_client()
+            moved = self._read_server() or moved
+            if not moved and not self._give_up_hold():
+                return
+
+    def _line(self, side: Side) -> bytes | None:
+        """The next line, its end taken off; of one past the limit the first octets and the last."""
+        inbox = side.inbox
+        while (line := inbox.line()) is not None:
+            if not inbox.cut:
+                side.cut = side.head is not None
+                if side.head is not None:
+                    line, side.head = side.head + (side.tail + line)[-_TAIL:], None
+                return line
+            if side.head is None:
+                side.head, side.tail = line, b""
+            else:
+                side.tail = (side.tail + line)[-_TAIL:]
+        return None
+
+    def _read_literal(self, side: Side) -> bool:
+        """Octets of the literal under way; true when it is done."""
+        literal, inbox = side.left, side.inbox
+        assert literal is not None
+        if literal.left and inbox.available:
+            begin = inbox.offset
+            if literal.ts_first is None:
+                literal.ts_first, literal.frame_first = inbox.ts_at(begin), inbox.frame_at(begin)
+            literal.feed(inbox.take(literal.left))
+            literal.ts_last, literal.frame_last = inbox.ts_at(inbox.offset - 1), inbox.frame_at(inbox.offset - 1)
+        if literal.left:
+            return False
+        side.left = None
+        return True
+
+    def _gap(self, side: Side) -> bool:
+        """A gap comes next: in a literal its length says how to go on, else the unit is lost.  False: there is none."""
+        if not side.inbox.has_gap:
+            return False
+        if side is self.asks and self._sasl_turn is not None:
+            self._sasl_turn = access.LOST_TURN
+        literal = side.left
+        lost = side.inbox.take_gap()
+        if literal is not None:
+            over = lost < 0 or lost > literal.left
+            literal.gap(lost)
+            if not over:
+                return True
+        self._tear(side)
+        return True
+
+    def _tear(self, side: Side) -> None:
+        """The unit under way is lost from here on."""
+        unit, side.unit, side.left = side.unit, None, None
+        side.resync, side.head = True, None
+        self.greeted = self.greeted or side is self.says
+        if unit is None:
+            return
+        unit.torn = True
+        if side is self.says:
+            self.response_torn(unit)
+        elif unit.asked is not None:
+            self._let_go(unit.asked)
+            self.command_torn(unit.asked)
+
+    def _let_go(self, asked: Asked) -> None:
+        if self._hold is asked:
+            self._hold, self._granted, self._sasl_turn = None, False, None
+
+    # the client
+
+    def _read_client(self) -> bool:
+        moved = False
+        side = self.asks
+        while self.turning is None and (self._hold is None or self._granted or self._sasl_turn is not None):
+            if side.left is not None:
+                if not self._read_literal(side) and not self._gap(side):
+                    return moved
+            else:
+                if side.head is None:
+                    side.begin = side.inbox.offset
+                line = self._line(side)
+                if line is not None:
+                    self._client_line(side, line)
+                elif not self._gap(side):
+                    return moved
+            moved = True
+        return moved
+
+    def _client_line(self, side: Side, line: bytes) -> None:
+        if self._sasl_turn is not None:
+            self._sasl_response(line)
+            return
+        unit = side.unit
+        if unit is None:
+            unit = self._begin_command(side, line)
+            if unit is None:
+                return
+        asked = unit.asked
+        assert asked is not None
+        if side.cut:
+            asked.notes.append(("line_too_long", f"{asked.verb}: longer than {self.limits.line_bytes} octets"))
+        announced = grammar.literal(line)
+        if announced is None:
+            unit.line += line
+            side.unit = None
+            self._let_go(asked)
+            asked.whole = True
+            asked.ts_end = self.client.ts_at(self.client.offset - 1)
+            asked.literals = [literal.octets for literal in unit.literals]
+            if asked.verb in DECIDES and not asked.done:
+                self._hold, self._challenges = asked, 0
+            self.command_read(asked, unit)
+            return
+        size, waits = announced
+        unit.line = (unit.line + line[: line.rindex(b"{")].removesuffix(b"~"))[: self.limits.line_bytes]
+        side.left = self.literal_asked(asked, unit, size)
+        unit.literals.append(side.left)
+        unit.line += b"{%d}" % (len(unit.literals) - 1)
+        self._granted = False
+        self._hold = asked if waits and not asked.done and not self._alone() else None
+
+    def _begin_command(self, side: Side, line: bytes) -> Unit | None:
+        """The first line of a command; None when it is none (DONE belongs to its IDLE, RFC 9051 6.3.13)."""
+        resync = side.resync
+        if line[:5].strip().upper() == b"DONE" or not line.strip():
+            return None
+        begin, inbox = side.begin, self.client
+        try:
+            given = grammar.command(line)
+        except Malformed:
+            if not (resync or self._doubt):
+                self.weird("bad_command", "a line that is no command", inbox.ts_at(begin), inbox.frame_at(begin))
+            return None
+        if given.verb not in KNOWN and (resync or self._doubt or not _plain_verb(line)):
+            return None  # it may be part of a SASL exchange or of a literal that was lost from sight
+        if resync and self.last is not None and not _alike(given.tag, self.last.tag):
+            return None
+        side.resync = self._doubt = False
+        self.info.commands += 1
+        asked = Asked(given, self.info.commands, self.last)
+        self.last = asked
+        asked.offset, asked.ts, asked.frame = begin, inbox.ts_at(begin), inbox.frame_at(begin)
+        self.flying.append(asked)
+        self.tags.setdefault(given.tag, deque()).append(asked)
+        if len(self.flying) > self.limits.commands_waiting:
+            self.settled(self.flying[0])
+            self.unanswered(self.flying.popleft())
+        side.unit = Unit(begin, asked)
+        return side.unit
+
+    def _sasl_response(self, line: bytes) -> None:
+        """A client's SASL response: the name in it is kept, the rest is gone."""
+        asked, turn = self._hold, self._sasl_turn
+        self._sasl_turn = None
+        if asked is not None and turn is not None and line != b"*":
+            mechanism = text(asked.argument.split(b" ", 1)[0]).upper()
+            self.user = access.sasl_user(mechanism, line, turn) or self.user
+
+    def _alone(self) -> bool:
+        """No server is there to wait for."""
+        return self.server.ended and not self.server.available and not self.server.has_gap
+
+    def _give_up_hold(self) -> bool:
+        """The reply that the client's octets hang on will not come: read on as if it had been granted."""
+        asked = self._hold
+        if asked is None or self._granted or self._sasl_turn is not None:
+            return False
+        late = self.client.held > self.limits.waiting_bytes
+        if not (late or self._alone()):
+            return False
+        if late:
+            self.weird("reply_not_seen", f"no reply to {asked.verb}", asked.ts, asked.frame)
+        self._hold = None
+        if self.asks.left is None:
+            self._doubt = True
+            if asked.verb == "STARTTLS" and self.client.buf[self.client.pos : self.client.pos + 2] == b"\x16\x03":
+                self.start_tls(asked.ts)
+        return True
+
+    # the server
+
+    def _read_server(self) -> bool:
+        moved = False
+        side = self.says
+        while self.turning is None:
+            if side.left is not None:
+                if not self._read_literal(side) and not self._gap(side):
+                    return moved
+            else:
+                if side.head is None:
+                    side.begin = side.inbox.offset
+                    if side.unit is None and side.inbox.available and self._client_behind(side.begin):
+                        return moved
+                line = self._line(side)
+                if line is not None:
+                    self._server_line(side, line)
+                    if self._hold is not None and (self._granted or self._sasl_turn is not None):
+                        return True  # the client's turn
+                elif not self._gap(side):
+                    return moved
+            moved = True
+        return moved
+
+    def _client_behind(self, offset: int) -> bool:
+        """The client may have octets to read that came before the server's octet at `offset`."""
+        client, server = self.client, self.server
+        if client.ended or not self.greeted or (self._hold is not None and not self._granted and self._sasl_turn is None):
+            return False
+        ack = server.ack_at(offset)
+        if ack >= 0:
+            if ack <= client.offset:
+                return False
+        else:  # inside TLS or DEFLATE: by time, the client must have been heard to speak later
+            here, heard = server.ts_at(offset), client.ts_at(1 << 62)
+            if here is not None and heard is not None and heard > here:
+                return False
+        if self._given_up == client.offset + client.available:
+            return False
+        if server.held > self.limits.waiting_bytes:
+            self._given_up = client.offset + client.available
+            self.weird("reply_not_seen", "the client is not in the capture", server.ts_at(offset), server.frame_at(offset))
+            return False
+        return True
+
+    def visible(self, begin: int) -> Iterator[Asked]:
+        """The commands without a reply that were given before the server's octet at `begin`, oldest first."""
+        flying = self.flying
+        while flying and flying[0].done:
+            flying.popleft()
+        if not flying:
+            return
+        ack = self.server.ack_at(begin)
+        ts = self.server.ts_at(begin)
+        for asked in flying:
+            if asked.offset >= ack if ack >= 0 else (asked.ts is not None and ts is not None and asked.ts > ts):
+                return
+            if not asked.done:
+                yield asked
+
+    def _server_line(self, side: Side, line: bytes) -> None:
+        unit, begin = side.unit, side.begin
+        if unit is None:
+            if side.resync and not self._surely(line):
+                return
+            side.resync = False
+            if side.cut:
+                self.weird("line_too_long", "a response of the server", self.server.ts_at(begin), self.server.frame_at(begin))
+            if line[-1:] != b"}" or line[:2] != b"* " or _STATUS.match(line):
+                self.response_read(line, begin, None)
+                return
+        announced = grammar.literal(line)
+        if announced is None or not announced[1]:
+            side.unit = None
+            if unit is not None:
+                unit.line += line
+                line, begin = unit.line, unit.begin
+            self.response_read(line, begin, unit)
+            return
+        if unit is None:
+            unit = side.unit = Unit(begin)
+            self.response_begun(line, unit)
+        unit.line = (unit.line + line[: line.rindex(b"{")].removesuffix(b"~"))[: self.limits.line_bytes]
+        side.left = self.literal_said(unit, announced[0])
+        unit.literals.append(side.left)
+        unit.line += b"{%d}" % (len(unit.literals) - 1)
+
+    def _surely(self, line: bytes) -> bool:
+        """Behind a gap: this line begins a response, and is not the text of a message."""
+        if _RESPONSE.match(line):
+            return True
+        found = grammar.tagged(line)
+        return found is not None and found.tag in self.tags
+
+    def granted(self, line: bytes, begin: int) -> None:
+        """continue-req = "+" SP (resp-text / base64): the client may go on (RFC 9051 7.6)."""
+        asked = self._hold
+        if asked is None or not any(a is asked for a in self.visible(begin)):
+            return
+        if self.asks.left is not None:
+            self._granted = True
+        elif asked.verb == "AUTHENTICATE":
+            initial = b" " in asked.argument.strip()
+            self._sasl_turn = access.turn_of(line[1:].strip(), self._challenges + initial)
+            self._challenges += 1
+
+    def settled(self, asked: Asked) -> None:
+        """A command is answered or given up: nothing waits for it any more."""
+        asked.done = True
+        held = self._hold is asked
+        self._let_go(asked)
+        if held and self.asks.left is not None and self.asks.unit is not None and self.asks.unit.asked is asked:
+            self.asks.left = self.asks.unit = None  # the literal was refused: it does not come
+            self._doubt = True
+            self.command_torn(asked)
+        same = self.tags.get(asked.tag)
+        if same is not None:
+            if same[0] is asked:
+                same.popleft()
+            else:
+                same.remove(asked)
+            if not same:
+                del self.tags[asked.tag]
+
+
+def _plain_verb(line: bytes) -> bool:
+    """An unknown command's verb in one case throughout: base64 has both."""
+    words = line.split(None, 2)
+    return len(words) > 1 and (words[1].isupper() or words[1].islower())
+
+
+def _alike(tag: bytes, other: bytes) -> bool:
+    """Tags of one client look alike: words of a message's text do not."""
+    return (
+        abs(len(tag) - len(other)) < 2 and tag[:1].isalpha() == other[:1].isalpha() and tag[-1:].isdigit() == other[-1:].isdigit()
+    )

@@ -1,0 +1,183 @@
+"""A mail transaction (RFC 5321 3.3) while it is under way, and what became of it.
+
+Rules of this file:
+1. Only replies that were seen decide.  A message without its final reply is `unknown`, unless the client can be seen
+   to have given up before its end (`aborted`).
+2. The deciding reply is the one after the data; when no data was taken, the first refusal of the kind that decided:
+   of the only sender, else of the recipients when all were refused, else of DATA or BDAT.
+3. `partial`: the message was taken for some recipients; its code is the first refusal's, its queue id the final reply's.
+4. A refusal of class 4 is `deferred`, of class 5 `rejected`.
+"""
+
+from analyzer.protocols.base import MessageCarried, Recipient, SessionInfo
+from analyzer.protocols.message import MessageReader
+from analyzer.protocols.queue_ids import queue_id
+from analyzer.protocols.smtp_grammar import enhanced_code, reply_text
+
+REFUSED = {4: "deferred", 5: "rejected"}
+
+
+class Reply:
+    """One reply of the server (RFC 5321 4.2); `code` None when its line has none."""
+
+    __slots__ = ("ack", "begin", "code", "end", "frame", "lines", "ts", "ts_first")
+
+    def __init__(self, code: int | None, begin: int, ts_first: int | None, ack: int) -> None:
+        self.code = code
+        self.lines: list[bytes] = []
+        self.begin = begin
+        """Stream offsets of its first octet and behind its last."""
+        self.end = begin
+        self.ack = ack
+        """Client octets the server had received, -1 unknown."""
+        self.ts_first = ts_first
+        self.ts: int | None = None
+        """Time and frame of its last octet."""
+        self.frame: int | None = None
+
+    @property
+    def kind(self) -> int:
+        """Reply class: first digit of the code; 0 when there is none."""
+        return self.code // 100 if self.code is not None else 0
+
+
+class Transaction:
+    """From MAIL to its end."""
+
+    __slots__ = (
+        "answers",
+        "carried",
+        "closed",
+        "crowded",
+        "data_begin",
+        "data_done",
+        "finals",
+        "last",
+        "mail",
+        "most",
+        "outer",
+        "reader",
+        "refusal",
+        "suspect",
+        "unseen",
+    )
+
+    def __init__(self, info: SessionInfo, ts: int | None, frame: int | None, most: int) -> None:
+        self.carried = MessageCarried(info, "transaction", 0, ts, None, None, None, frame)
+        self.most = most
+        self.reader: MessageReader | None = None
+        self.mail: Reply | None = None
+        """Reply to MAIL."""
+        self.answers: list[tuple[Recipient, Reply]] = []
+        """Refusals of recipients."""
+        self.refusal: Reply | None = None
+        """Reply that refused DATA or a chunk."""
+        self.finals: list[tuple[Recipient | None, Reply | None]] = []
+        """Replies after the data: one, or with LMTP one for each recipient that was accepted (RFC 2033 4.2)."""
+        self.last: Reply | None = None
+        """Whatever reply came last."""
+        self.data_begin = -1
+        """Stream offset of the first octet of the message."""
+        self.data_done = False
+        """The end of the message was seen."""
+        self.unseen = False
+        """A reply to MAIL, RCPT or DATA was not seen."""
+        self.outer: Transaction | None = None
+        """The transaction that was open when this MAIL was given."""
+        self.suspect = False
+        """Octets in the message may have been taken for its end."""
+        self.crowded = False
+        """Recipients beyond the limit were left out."""
+        self.closed = False
+
+    def answer_rcpt(self, recipient: Recipient, reply: Reply) -> None:
+        """Take the reply to RCPT."""
+        told = reply_text(reply.lines, self.most)
+        recipient.code, recipient.reply_text, recipient.enhanced_code = reply.code, told, enhanced_code(told)
+        kind = reply.kind
+        if kind == 2:
+            recipient.accepted_by_rcpt = True
+        elif kind in REFUSED:
+            recipient.accepted_by_rcpt = False
+            recipient.outcome = REFUSED[kind]
+            self.answers.append((recipient, reply))
+        self.last = reply
+        self.carried.ts_rcpt_done = reply.ts
+
+    def accepted_recipients(self) -> list[Recipient]:
+        """Those for whom an LMTP server replies after the data; a reply that was not seen counts as accepted."""
+        return [r for r in self.carried.recipients if r.accepted_by_rcpt is not False]
+
+    def conclude(self, why: str, ts: int | None, frame: int | None) -> MessageCarried:
+        """It is over: by its final reply (`why` "reply"), because the client went on to something else ("client"), or as
+        the connection ended (`reset fin timeout capture_end`)."""
+        carried, reader = self.carried, self.reader
+        if reader is not None:
+            carried.content = reader.content(self.data_done)
+        if any(reply is not None and reply.kind in (2, 4, 5) for _, reply in self.finals):
+            self._by_finals()
+        elif self.mail is not None and self.mail.kind in REFUSED:
+            self._refused(self.mail, carried.recipients)
+        elif carried.recipients and len(self.answers) == len(carried.recipients) and not self.data_done:
+            deferring = [reply for _, reply in self.answers if reply.kind == 4]
+            self._refused(deferring[0] if deferring else self.answers[0][1], [])
+        elif self.refusal is not None:
+            self._refused(self.refusal, carried.recipients)
+        else:
+            self._given_up(why, ts, frame)
+        self.closed = True
+        return carried
+
+    def _told(self, reply: Reply) -> tuple[int | None, str | None, str]:
+        told = reply_text(reply.lines, self.most)
+        return reply.code, enhanced_code(told), told
+
+    def _decided_by(self, reply: Reply) -> None:
+        carried = self.carried
+        carried.code, carried.enhanced_code, carried.reply_text = self._told(reply)
+
+    def _refused(self, reply: Reply, recipients: list[Recipient]) -> None:
+        carried = self.carried
+        carried.outcome = REFUSED[reply.kind]
+        carried.ts_end, carried.last_frame = reply.ts, reply.frame
+        self._decided_by(reply)
+        self._settle(recipients, reply)
+
+    def _settle(self, recipients: list[Recipient], reply: Reply) -> None:
+        """The final word on recipients that RCPT did not refuse."""
+        outcome = "accepted" if reply.kind == 2 else REFUSED.get(reply.kind, "unknown")
+        code, enhanced, told = self._told(reply)
+        for each in recipients:
+            if each.accepted_by_rcpt is not False:
+                each.outcome, each.code, each.enhanced_code, each.reply_text = outcome, code, enhanced, told
+
+    def _by_finals(self) -> None:
+        carried = self.carried
+        seen = [(recipient, reply) for recipient, reply in self.finals if reply is not None]
+        for recipient, reply in seen:
+            self._settle(carried.recipients if recipient is None else [recipient], reply)
+        taken = [reply for _, reply in seen if reply.kind == 2]
+        refused = [reply for _, reply in seen if reply.kind in REFUSED]
+        last = seen[-1][1]
+        carried.ts_end, carried.last_frame = last.ts, last.frame
+        if taken:
+            carried.queue_id = queue_id(reply_text(taken[0].lines, self.most))
+            failed = [reply for _, reply in self.answers] + refused
+            carried.outcome = "partial" if failed else "accepted"
+            self._decided_by(failed[0] if failed else taken[0])
+        else:
+            deciding = next((reply for reply in refused if reply.kind == 4), seen[0][1])
+            carried.outcome = REFUSED.get(deciding.kind, "unknown")
+            self._decided_by(deciding)
+
+    def _given_up(self, why: str, ts: int | None, frame: int | None) -> None:
+        carried = self.carried
+        carried.last_frame = frame
+        if why not in ("client", "fin", "reset") or self.data_done or self.unseen:
+            return
+        carried.outcome, carried.ts_end = "aborted", ts
+        if self.last is not None:
+            self._decided_by(self.last)
+        for recipient in carried.recipients:
+            if recipient.accepted_by_rcpt is not False:
+                recipient.outcome = "aborted"

@@ -1,0 +1,544 @@
+"""The TLS layer of a session: records in, plaintext out where there is any."""
+
+import re
+from copy import copy
+
+from analyzer.limits import Limits
+from analyzer.protocols.base import Malformed, Session, SessionInfo
+from analyzer.protocols.inbox import Inbox
+from analyzer.protocols.tls.decrypt import Opener, opener
+from analyzer.protocols.tls.hello import (
+    CERTIFICATE,
+    CLIENT_HELLO,
+    FINISHED,
+    KEY_UPDATE,
+    SERVER_HELLO,
+    TLS13,
+    ClientHello,
+    ServerHello,
+    certificate_name,
+    client_hello,
+    first_certificate,
+    server_hello,
+)
+from analyzer.protocols.tls.secrets import Secrets
+from analyzer.protocols.tls.suites import suite_name, version_name
+from analyzer.wire.types import Chunk
+
+CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA, HEARTBEAT = 20, 21, 22, 23, 24
+RECORD = 5
+"""Octets of a record's header."""
+LONGEST = (1 << 14) + 2048
+"""Octets of the longest fragment (RFC 5246 6.2.3)."""
+_HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x48].[\x01\x02]\x00..\x03[\x00-\x03]", re.DOTALL)
+"""A record that begins with a ClientHello or a ServerHello."""
+_HEADER = re.compile(rb"[\x14-\x18]\x03[\x00-\x04][\x00-\x48].", re.DOTALL)
+_HELLO_SIZE = 11
+_UNKNOWN = 2048
+"""Octets that an unknown loss is taken for when lost records are counted."""
+_UNOPENED = 64
+"""Records in a row that cannot be opened: then the secrets are taken for wrong."""
+_EARLY = 32
+"""Records of early data that are looked at one by one."""
+_ALERTS = {
+    10: "unexpected_message",
+    20: "bad_record_mac",
+    40: "handshake_failure",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: "certificate_revoked",
+    45: "certificate_expired",
+    46: "certificate_unknown",
+    47: "illegal_parameter",
+    48: "unknown_ca",
+    49: "access_denied",
+    50: "decode_error",
+    51: "decrypt_error",
+    70: "protocol_version",
+    71: "insufficient_security",
+    80: "internal_error",
+    86: "inappropriate_fallback",
+    90: "user_canceled",
+    109: "missing_extension",
+    112: "unrecognized_name",
+    116: "certificate_required",
+    120: "no_application_protocol",
+}
+
+
+_Piece = tuple[bytes, int, tuple[int, int], tuple[int, int]]
+"""Plaintext of a record: octets, gap before, time and frame of the record's first and of its last octet."""
+
+
+class _Half:
+    """One direction of the connection."""
+
+    def __init__(self, limits: Limits, client: bool) -> None:
+        self.client = client
+        self.orig = client
+        self.early: list[Chunk] = []
+        """What came before it was known whether this is TLS."""
+        self.inbox = Inbox(limits)
+        self.need = RECORD
+        """Octets that must have come before it is worth looking again."""
+        self.started = False
+        """It is known what it begins with."""
+        self.seeking: int | None = None
+        """Stream offset of plaintext that came too early: the first record is behind it."""
+        self.lost = False
+        """Where the next record begins is not known."""
+        self.gap_bytes = 0
+        """Octets lost since the last record that could be opened."""
+        self.blind = False
+        """Nothing more is to be learnt from this direction."""
+        self.handshake = bytearray()
+        self.broken = False
+        """A handshake message is not whole: those after it cannot be told apart."""
+        self.specs = 0
+        """ChangeCipherSpec records so far."""
+        self.opener: Opener | None = None
+        self.unopened = 0
+        """Records in a row that could not be opened."""
+        self.protected = False
+        """Records are encrypted from here on."""
+        self.application: list[int] = []
+        """Times of its first records of application data."""
+        self.offset: int | None = None
+        """Plaintext stream offset of the next octet."""
+        self.plain_gap = 0
+        """Gap before the next octet of plaintext: -1 where records were lost."""
+        self.spoke = False
+        """Some of its plaintext was read."""
+        self.pieces: list[_Piece] = []
+        """Plaintext not handed up yet."""
+
+
+class Layer:
+    """TLS on one connection.
+
+    `feed` takes ciphertext and returns the plaintext of that direction; what becomes readable of the other one
+    goes to the session's inbox itself.  When no TLS follows at all, because the capture was taken behind a
+    decrypting device, the octets are passed on as they are.
+    """
+
+    def __init__(self, info: SessionInfo, limits: Limits, secrets: Secrets | None = None) -> None:
+        self.info = info
+        self.limits = limits
+        self.secrets = secrets
+        info.visibility = "opaque"
+        self.mode: str = "tls" if info.tls == "implicit" else ""
+        """`tls`, `text` (no TLS at all), or "" while it is not known."""
+        self._halves = (_Half(limits, True), _Half(limits, False))
+        self._clients: list[ClientHello] = []
+        self._servers: list[ServerHello] = []
+        """Hellos of each handshake on the connection (renegotiation makes more than one)."""
+        self._ts_server_hello: int | None = None
+        self._name: str | None = None
+        self._certificate: bytes | None = None
+        self._failed = False
+
+    def feed(self, chunk: Chunk, from_client: bool, session: Session) -> list[Chunk]:
+        """Take octets of one direction; its plaintext."""
+        mine, other = self._halves if from_client else self._halves[::-1]
+        mine.orig = chunk.orig
+        if self.mode == "text":
+            return [chunk]
+        if mine.offset is None:
+            mine.offset = chunk.offset
+        if mine.started:
+            if not mine.blind:
+                mine.inbox.append(chunk)
+        else:
+            mine.early.append(chunk)
+            if not self.mode:
+                self._choose(False)
+        if self.mode == "text":
+            return self._passed_on(mine, other, session)
+        if self.mode == "tls":
+            self._pump(session, False)
+            self._hand_over(other, session)
+        return self._plain(mine)
+
+    def finish(self, session: Session) -> None:
+        """The connection is over: what could not be told apart so far is now."""
+        if not self.mode:
+            self._choose(True)
+        if self.mode == "text":
+            for half in self._halves:
+                for chunk in half.early:
+                    self._inbox(half, session).append(chunk)
+                half.early = []
+            return
+        for half in self._halves:
+            half.inbox.ended = True
+        self._pump(session, True)
+        for half in self._halves:
+            self._hand_over(half, session)
+        if self._certificate is not None:
+            self._name = certificate_name(self._certificate, self.info.sni)
+            self._certificate = None
+        if self.info.server_name is None:
+            self.info.server_name = self._name
+
+    # is it TLS at all
+
+    def _choose(self, last: bool) -> None:
+        """Judge by what both sides say first: where one of them speaks TLS, plaintext of the other came too early."""
+        kinds = {_kind(half) for half in self._halves}
+        held = sum(len(c.data) for half in self._halves for c in half.early)
+        if "tls" in kinds:
+            self.mode = "tls"
+        elif kinds == {"text"} or ("text" in kinds and (last or held > self.limits.waiting_bytes)):
+            self.mode = "text"
+            self.info.visibility = "decrypted"
+        elif last:
+            self.mode = "tls"
+
+    def _start(self, half: _Half, last: bool) -> None:
+        kind = _kind(half)
+        if not kind and not last:
+            return
+        half.started = True
+        for chunk in half.early:
+            half.inbox.append(chunk)
+        half.early = []
+        if kind == "text":
+            half.seeking = half.offset
+
+    def _sought(self, half: _Half, session: Session, last: bool) -> bool:
+        """Read over plaintext that came too early (CVE-2011-0411); whether the first record was found behind it."""
+        inbox = half.inbox
+        buf, pos = inbox.buf, inbox.pos
+        found = _HELLO.search(buf, pos)
+        stop = found.start() if found else len(buf) if last else max(pos, len(buf) - _HELLO_SIZE + 1)
+        if (found or last) and half.seeking is not None:
+            size = inbox.offset + stop - pos - half.seeking
+            ts, frame, _ = inbox.segment_at(inbox.offset)
+            side = "client" if half.client else "server"
+            session.weird("starttls_injection", f"{size} octets of plaintext by the {side} behind the start of TLS", ts, frame)
+            half.seeking = None
+        inbox.take(stop - pos)
+        return found is not None
+
+    def _passed_on(self, mine: _Half, other: _Half, session: Session) -> list[Chunk]:
+        for chunk in other.early:
+            self._inbox(other, session).append(chunk)
+        chunks, mine.early, other.early = mine.early, [], []
+        return chunks
+
+    # records
+
+    def _pump(self, session: Session, last: bool) -> None:
+        for half in self._halves:
+            if not half.started:
+                self._start(half, last)
+            if half.seeking is not None:
+                self._sought(half, session, last)
+        moved = True
+        while moved:
+            moved = False
+            for half in self._halves:
+                moved = self._read(half, session) or moved
+        self._settle()
+
+    def _read(self, half: _Half, session: Session) -> bool:
+        """Read records as far as they have come; whether any was."""
+        inbox, moved = half.inbox, False
+        while not half.blind and half.seeking is None:
+            if half.lost and inbox.available:
+                half.lost = not _find(half)
+            if not half.lost and inbox.available >= half.need:
+                buf = inbox.buf
+                kind, version, size = buf[inbox.pos], _u16(buf, inbox.pos + 1), _u16(buf, inbox.pos + 3)
+                if not CHANGE_CIPHER_SPEC <= kind <= HEARTBEAT or version >> 8 != 3 or size > LONGEST:
+                    self._damaged(half, session)
+                    moved = True
+                elif inbox.available < RECORD + size:
+                    half.need = RECORD + size
+                elif self._must_wait(half, kind):
+                    return moved
+                else:
+                    half.need = RECORD
+                    self._record(half, kind, version, size, session)
+                    moved = True
+                continue
+            if not inbox.has_gap:
+                return moved
+            before, lost = inbox.available, inbox.take_gap()
+            half.gap_bytes += before + (lost if lost >= 0 else _UNKNOWN)
+            half.lost, half.need = True, RECORD
+            half.handshake.clear()
+            half.broken = True
+            half.plain_gap = -1
+            moved = True
+        if half.blind:
+            half.inbox.rest(half.orig)
+        return moved
+
+    def _damaged(self, half: _Half, session: Session) -> None:
+        ts, frame, _ = half.inbox.segment_at(half.inbox.offset)
+        session.weird("tls_malformed", "no TLS record where one should begin", ts, frame)
+        half.inbox.take(1)
+        half.gap_bytes += 1
+        half.lost, half.need = True, RECORD
+        half.handshake.clear()
+        half.broken = True
+        half.plain_gap = -1
+
+    def _must_wait(self, half: _Half, kind: int) -> bool:
+        """Whether a record's meaning hangs on a hello of the other side that has not come."""
+        if self.secrets is None or self._failed or half.opener is not None or (kind in (HANDSHAKE, ALERT) and not half.protected):
+            return False
+        turn = half.specs if half.protected else half.specs + 1
+        if len(self._clients) >= turn and len(self._servers) >= turn:
+            return False
+        if self._servers and self._servers[0].version >= TLS13 and self._clients:
+            return False
+        late = any(h.broken or h.blind or h.inbox.ended for h in self._halves)
+        if late or half.inbox.held > self.limits.tls_waiting_bytes:
+            self._failed = True
+            return False
+        return True
+
+    def _record(self, half: _Half, kind: int, version: int, size: int, session: Session) -> None:
+        inbox = half.inbox
+        begin = inbox.offset
+        first, last = inbox.segment_at(begin), inbox.segment_at(begin + RECORD + size - 1)
+        inbox.take(RECORD)
+        fragment = inbox.take(size)
+        ts = first[0] or 0
+        if kind == APPLICATION_DATA and len(half.application) < _EARLY:
+            half.application.append(ts)
+        if kind == CHANGE_CIPHER_SPEC:
+            if not (self._servers and self._servers[-1].version >= TLS13):
+                half.specs += 1
+                half.protected, half.opener, half.gap_bytes = True, None, 0
+                self._prepare(half, half.specs)
+            return
+        if kind == APPLICATION_DATA and not half.protected:
+            half.protected = True
+            self._prepare(half, max(half.specs, 1))
+        if not half.protected:
+            if kind == HANDSHAKE:
+                self._handshake(half, fragment, ts)
+            elif kind == ALERT:
+                self._alert(half, fragment, last, session)
+            return
+        if half.opener is not None:
+            self._open(half, kind, version, fragment, first, last, session)
+        elif kind == APPLICATION_DATA and not (half.client and self._early_data and len(half.application) < _EARLY):
+            half.blind = True
+
+    @property
+    def _early_data(self) -> bool:
+        return bool(self._clients) and self._clients[0].early_data
+
+    def _prepare(self, half: _Half, turn: int) -> None:
+        """The keys of a direction, from its first protected record on."""
+        if self.secrets is None or self._failed or len(self._clients) < turn or len(self._servers) < turn:
+            return
+        half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
+
+    def _open(
+        self,
+        half: _Half,
+        kind: int,
+        version: int,
+        fragment: bytes,
+        first: tuple[int | None, int | None, int],
+        last: tuple[int | None, int | None, int],
+        session: Session,
+    ) -> None:
+        assert half.opener is not None
+        opened = half.opener.open(kind, version, fragment) or _after_loss(half, kind, version, fragment)
+        if opened is None:  # early data, or a record of another key: its octets are lost
+            half.unopened += 1
+            if half.spoke:
+                half.plain_gap = -1
+            if half.unopened > _UNOPENED:
+                session.weird("tls_not_opened", "records cannot be opened with the secrets given", last[0], last[1])
+                half.opener, half.blind = None, True
+            return
+        half.gap_bytes = half.unopened = 0
+        inner, content = opened
+        if inner == HANDSHAKE:
+            self._handshake(half, content, first[0] or 0)
+        elif inner == APPLICATION_DATA and content:
+            self.info.visibility = "decrypted"
+            half.spoke = True
+            half.pieces.append((content, half.plain_gap, (first[0] or 0, first[1] or 0), (last[0] or 0, last[1] or 0)))
+            half.plain_gap = 0
+
+    # handshake
+
+    def _handshake(self, half: _Half, fragment: bytes, ts: int) -> None:
+        """Handshake messages, which may lie over several records (RFC 5246 6.2.1)."""
+        if half.broken:
+            if not half.protected:
+                return
+            half.broken = False  # a new record: taken for the beginning of a message
+        half.handshake += fragment
+        while len(half.handshake) >= 4:
+            size = int.from_bytes(half.handshake[1:4], "big")
+            if size > self.limits.tls_message_bytes:
+                half.broken = True
+                half.handshake.clear()
+                return
+            if len(half.handshake) < 4 + size:
+                return
+            kind, body = half.handshake[0], bytes(half.handshake[4 : 4 + size])
+            del half.handshake[: 4 + size]
+            try:
+                self._message(half, kind, body, ts)
+            except Malformed:
+                half.broken = True
+
+    def _message(self, half: _Half, kind: int, body: bytes, ts: int) -> None:
+        if kind == CLIENT_HELLO and half.client:
+            hello = client_hello(body)
+            if not self._clients or self._clients[-1].random != hello.random:  # not the answer to a HelloRetryRequest
+                self._clients.append(hello)
+            self.info.sni = hello.sni or self.info.sni
+        elif kind == SERVER_HELLO and not half.client:
+            answer = server_hello(body)
+            if not answer.retry:
+                self._servers.append(answer)
+                self._ts_server_hello = ts
+            self.info.tls_version = version_name(answer.version)
+            self.info.tls_cipher = suite_name(answer.suite)
+        elif kind == CERTIFICATE and not half.client and self._servers:
+            self._certificate = first_certificate(body, self._servers[-1].version)
+        elif kind == FINISHED and half.opener is not None:
+            half.opener.finished()
+        elif kind == KEY_UPDATE and half.opener is not None:
+            half.opener.updated()
+
+    def _alert(self, half: _Half, fragment: bytes, at: tuple[int | None, int | None, int], session: Session) -> None:
+        if len(fragment) == 2 and fragment[0] == 2:
+            side = "client" if half.client else "server"
+            name = _ALERTS.get(fragment[1], str(fragment[1]))
+            session.weird("tls_alert", f"{name}, sent by the {side}", at[0], at[1])
+
+    def _settle(self) -> None:
+        """End of the handshake: TLS 1.3 the client's first protected record, its Finished; before, the first application data."""
+        client, server = (half.application for half in self._halves)
+        if self._servers and self._servers[-1].version >= TLS13:
+            after = (self._ts_server_hello or 0) if self._early_data else 0
+            times = [t for t in client if t >= after][:1]
+        else:
+            times = client[:1] + server[:1]
+        if times:
+            self.info.ts_tls_done = min(times)
+
+    # plaintext
+
+    def _inbox(self, half: _Half, session: Session) -> Inbox:
+        return session.client if half.client else session.server
+
+    def _hand_over(self, half: _Half, session: Session) -> None:
+        for chunk in self._plain(half):
+            self._inbox(half, session).append(chunk)
+
+    def _plain(self, half: _Half) -> list[Chunk]:
+        """The plaintext of a direction that has not been handed up, a chunk for each run without a gap."""
+        chunks: list[Chunk] = []
+        run: list[_Piece] = []
+        for piece in half.pieces:
+            if piece[1] and run:
+                chunks.append(self._chunk(half, run))
+                run = []
+            run.append(piece)
+        if run:
+            chunks.append(self._chunk(half, run))
+        half.pieces = []
+        return chunks
+
+    def _chunk(self, half: _Half, run: list[_Piece]) -> Chunk:
+        begin = half.offset or 0
+        starts: list[int] = []
+        times: list[int] = []
+        frames: list[int] = []
+        offset = begin
+        for data, _, first, last in run:
+            starts.append(offset)
+            times.append(first[0])
+            frames.append(first[1])
+            if last != first and len(data) > 1:  # the record came in several segments
+                starts.append(offset + len(data) - 1)
+                times.append(last[0])
+                frames.append(last[1])
+            offset += len(data)
+        half.offset = offset
+        return Chunk(half.orig, run[0][1], begin, b"".join(piece[0] for piece in run), starts, times, frames, [-1] * len(starts))
+
+
+def _u16(buf: bytes, pos: int) -> int:
+    return buf[pos] << 8 | buf[pos + 1]
+
+
+def _first_run(half: _Half) -> bytes:
+    """Octets before the first gap (a gap at the very beginning aside)."""
+    run: list[bytes] = []
+    for i, chunk in enumerate(half.early):
+        if chunk.gap and i and run:
+            break
+        run.append(chunk.data)
+    return b"".join(run)
+
+
+def _kind(half: _Half) -> str:
+    """What a direction's first octets are: `tls`, `text`, or "" while it cannot be told."""
+    octets = _first_run(half)
+    if not octets or (len(octets) < RECORD and b"\x16\x03".startswith(octets[:2])):
+        return ""
+    if _HEADER.match(octets) or _is_old_hello(octets):
+        return "tls"
+    return "text" if 32 <= octets[0] < 127 or octets[0] in b"\t\r\n" else "tls"
+
+
+def _is_old_hello(octets: bytes) -> bool:
+    """An SSLv2 CLIENT-HELLO that offers SSL 3 or TLS (RFC 5246 E.2)."""
+    return len(octets) > RECORD and octets[0] & 0x80 != 0 and octets[2] == 1 and octets[3] == 3
+
+
+def _find(half: _Half) -> bool:
+    """Step to the next record header that another one follows; False when none has come yet."""
+    inbox = half.inbox
+    buf, pos = inbox.buf, inbox.pos
+    while True:
+        found = _HEADER.search(buf, pos)
+        if found is None:
+            keep = max(pos, len(buf) - RECORD + 1)
+            half.gap_bytes += keep - inbox.pos
+            inbox.pos = keep
+            return False
+        at = found.start()
+        then = at + RECORD + _u16(buf, at + 3)
+        if then + RECORD > len(buf) and not inbox.before_gap:
+            half.gap_bytes += at - inbox.pos
+            inbox.pos = at
+            return False
+        if then <= len(buf) and (_HEADER.match(buf, then) or then + RECORD > len(buf)) and buf[at + 3 : at + 5] != b"\0\0":
+            half.gap_bytes += at - inbox.pos
+            inbox.pos = at
+            return True
+        pos = at + 1
+
+
+def _after_loss(half: _Half, kind: int, version: int, fragment: bytes) -> tuple[int, bytes] | None:
+    """Open a record that is not the expected one: some were lost, perhaps with the side's Finished among them.
+
+    How many is tried out, as far as the octets lost allow.
+    """
+    assert half.opener is not None
+    most = min(half.gap_bytes // (RECORD + 17) + 2, 1000) if half.gap_bytes else 1
+    then = copy(half.opener)
+    then.finished()
+    for trial, begin in ((copy(half.opener), half.opener.sequence + 1), (then, then.sequence)):
+        for sequence in range(begin, begin + most):
+            trial.sequence = sequence
+            opened = trial.open(kind, version, fragment)
+            if opened is not None:
+                half.opener = trial
+                return opened
+    return None

@@ -1,0 +1,86 @@
+"""Mail over implicit TLS (RFC 8314): a session that is opaque, or becomes the real one when there are keys."""
+
+from analyzer.limits import Limits
+from analyzer.protocols.base import Event, Recognised, Session, SessionEnded, session_row
+from analyzer.protocols.tls.layer import CHANGE_CIPHER_SPEC, HEARTBEAT, LONGEST, RECORD
+from analyzer.wire.types import Chunk, Connection
+
+IMPLICIT = {465: "smtp", 993: "imap", 995: "pop3", 2465: "smtp"}
+"""Ports where TLS is spoken from the first octet (RFC 8314 7; 2465 stands in for 465 where that is blocked)."""
+PORTS = {25: "smtp", 587: "smtp", 2525: "smtp", 24: "smtp", 110: "pop3", 143: "imap"} | IMPLICIT
+"""Ports where a ClientHello as the first octets is a mail connection too."""
+
+
+class OpaqueSession(Session):
+    """A mail connection inside TLS from its first octet.
+
+    Its protocol is that of its port.  Plaintext, where keys give any, goes to a session of that protocol, which
+    then tells everything; without any the connection is one row.
+    """
+
+    def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
+        self.protocol = PORTS.get(conn.resp_port if client_is_orig else conn.orig_port, "smtp")
+        super().__init__(conn, client_is_orig, limits)
+        self._inner: Session | None = None
+
+    def feed(self, chunk: Chunk) -> list[Event]:
+        """Take ordered octets of one direction; return what they complete."""
+        if self.tls is None:
+            self.start_tls(None, implicit=True)
+        return super().feed(chunk)
+
+    def pump(self) -> None:
+        """Hand plaintext on to the session of the protocol."""
+        for inbox, from_client in ((self.client, True), (self.server, False)):
+            if inbox.available or inbox.has_gap:
+                for chunk in inbox.rest(from_client == self.client_is_orig):
+                    self.events += self._reader().feed(chunk)
+
+    def _reader(self) -> Session:
+        if self._inner is None:
+            from analyzer.protocols.registry import PROTOCOLS
+
+            made = next(p.session for p in PROTOCOLS if p.name == self.protocol)
+            self._inner = made(self.info.connection, self.client_is_orig, self.limits)
+            self._inner.info = self.info
+        return self._inner
+
+    def close(self, reason: str, ts: int) -> list[Event]:
+        """The connection is over: one row, by whichever session has read it."""
+        if self.tls is not None:
+            self.tls.finish(self)
+        self.pump()
+        if self._inner is not None:
+            self.events += self._inner.close(reason, ts)
+        else:
+            self.events.append(SessionEnded(self.info, session_row(self.info, self.client_is_orig)))
+        events, self.events = self.events, []
+        return events
+
+
+def probe(orig: bytes, resp: bytes, orig_port: int, resp_port: int, closing: bool) -> Recognised | None:
+    """A ClientHello on a mail port, or anything that is no text on a port of implicit TLS (joined mid-stream)."""
+    for port, octets, from_orig in ((resp_port, orig, True), (orig_port, resp, False)):
+        if port in PORTS and is_client_hello(octets):
+            return Recognised("tls", from_orig)
+    if resp_port in IMPLICIT or orig_port in IMPLICIT:
+        for octets in (orig, resp):
+            if len(octets) > RECORD or (octets and closing):
+                return Recognised("tls", resp_port in IMPLICIT) if not _is_text(octets[:64]) else None
+    return None
+
+
+def is_client_hello(octets: bytes) -> bool:
+    """A record of handshake type that begins with a ClientHello (RFC 8446 4.1.2), or an SSLv2 one in its place."""
+    if len(octets) < RECORD + 1:
+        return False
+    size = octets[3] << 8 | octets[4]
+    return (octets[0] == 22 and octets[1] == 3 and 0 < size <= LONGEST and octets[5] == 1) or (
+        octets[0] & 0x80 != 0 and octets[2] == 1 and octets[3] == 3
+    )
+
+
+def _is_text(octets: bytes) -> bool:
+    if CHANGE_CIPHER_SPEC <= octets[0] <= HEARTBEAT and octets[1:2] in (b"", b"\x03"):
+        return False
+    return all(32 <= x < 127 or x in b"\t\r\n" for x in octets)

@@ -1,0 +1,1036 @@
+"""One TCP connection: segments in capture order in, ordered octets, gaps and an end out (RFC 9293).
+
+Rules
+1. Every payload octet captured is handed up once, in stream order; of two copies the first wins, and copies that
+   differ are `conflicting_data`.  A keep-alive's octet before the expected one is no data.
+2. SYN and FIN each take one sequence number; data on a SYN counts from the one after it (RFC 7413).
+3. A hole is lost when the other side has acknowledged beyond it and both `hole_packets` further packets and
+   `hole_age` have gone by; when a bound on what is held behind it is hit; or when the connection ends.
+4. RST counts only when its sequence number can be right; it is taken back when its sender goes on.
+   SYN with another sequence number ends nothing until it is answered.  FIN ends one direction, at its place.
+5. All decisions are made packet by packet, so that batches cannot be seen in the result.
+"""
+
+from bisect import bisect_right
+from typing import Any, NamedTuple
+
+from analyzer.limits import Limits
+
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+_MOD = 0xFFFFFFFF
+_SIGN = 0x80000000
+_NEAR = 1 << 20
+"""Octets within which two sequence numbers are believed to be of one connection."""
+_RESET_WINDOW = 65_535
+"""Octets around the expected one in which an RST is believed: the window of a host without window scaling."""
+_STRAYS = 16
+"""Segments in a row that go on from each other, far from where the stream was: the stream is there now."""
+_ODD_TTLS = 16
+"""Segments remembered per direction that came with another TTL than the rest."""
+_OLD_PARTS = 32
+_OPENING = 64
+"""Packets within which the ACK that completes the handshake is waited for."""
+
+
+class Columns:
+    """Rows of a batch, those of one flow side by side, as lists."""
+
+    __slots__ = ("ack", "buf", "end", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
+
+    buf: Any
+    """Octets that `place` and `end` count in."""
+    row: list[int]
+    """Place in the batch, which orders what happened."""
+    side: list[int]
+    """Direction: 0 when the lower end sent it, 1 otherwise."""
+    odd: list[bool]
+    """Needs care: control flags, cut short, another TTL or VLAN than the direction's first, a long silence before."""
+    seq: list[int]
+    ack: list[int]
+    flags: list[int]
+    length: list[int]
+    wire: list[int]
+    place: list[int]
+    end: list[int]
+    ts: list[int]
+    frame: list[int]
+    kind: list[int]
+    """VLAN << 8 | TTL."""
+
+    def one(self, k: int) -> "Columns":
+        """A copy of one row that outlives the batch."""
+        copy = Columns()
+        copy.buf = bytes(self.buf[self.place[k] : self.end[k]])
+        for name in ("ack", "flags", "frame", "kind", "length", "row", "seq", "side", "ts", "wire"):
+            setattr(copy, name, [getattr(self, name)[k]])
+        copy.place, copy.end, copy.odd = [0], [len(copy.buf)], [True]
+        return copy
+
+
+class Item(NamedTuple):
+    """What becomes a `Chunk`: `order` is the row that brought it, `side` its direction."""
+
+    order: int
+    side: int
+    gap: int
+    offset: int
+    data: bytes
+    starts: Any
+    ts: Any
+    frames: Any
+    acks: Any
+
+
+class Oddity(NamedTuple):
+    """What becomes an `Anomaly`."""
+
+    ts: int
+    name: str
+    detail: str
+    frame: int
+
+
+class Piece(NamedTuple):
+    """A segment held, or the part of it that no earlier one covers; `data` is shorter than start..end when it was cut."""
+
+    start: int
+    end: int
+    data: bytes
+    ts: int
+    frame: int
+    ack: int
+    kind: int
+
+
+class _Span:
+    """Pieces without a hole between them, in any order, and later copies of their octets."""
+
+    __slots__ = ("copies", "end", "pieces", "start")
+
+    def __init__(self, piece: Piece) -> None:
+        self.start, self.end = piece.start, piece.end
+        self.pieces = [piece]
+        self.copies: list[Piece] = []
+
+
+class Pending:
+    """What came before its turn, as disjoint spans in order; the first copy of an octet stays."""
+
+    __slots__ = ("head", "octets", "pieces", "spans", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.spans: list[_Span | None] = []
+        self.head = 0
+        self.octets = 0
+        self.pieces = 0
+
+    def __bool__(self) -> bool:
+        return self.head < len(self.starts)
+
+    @property
+    def first(self) -> int:
+        """Offset of the first octet held."""
+        return self.starts[self.head]
+
+    @property
+    def last(self) -> int:
+        """Offset after the last octet held."""
+        span = self.spans[-1]
+        return span.end if span is not None else 0
+
+    @property
+    def holes(self) -> int:
+        """Spans held, each behind a hole."""
+        return len(self.starts) - self.head
+
+    def add(self, piece: Piece) -> None:
+        """Hold a segment."""
+        starts, spans = self.starts, self.spans
+        low = bisect_right(starts, piece.start, self.head)
+        if low > self.head and _span(spans[low - 1]).end >= piece.start:
+            low -= 1
+        high, at = low, piece.start
+        fresh: list[Piece] = []
+        while high < len(starts) and starts[high] <= piece.end:
+            span = _span(spans[high])
+            if span.start > at:
+                fresh.append(_part(piece, at, span.start))
+            covered = _part(piece, max(piece.start, span.start), min(piece.end, span.end))
+            if covered.data and not _same(span.pieces[-1], covered):
+                span.copies.append(covered)
+                self.octets += len(covered.data)
+                self.pieces += 1
+            at = max(at, span.end)
+            high += 1
+        if at < piece.end:
+            fresh.append(_part(piece, at, piece.end))
+        self.octets += sum(len(part.data) for part in fresh)
+        self.pieces += len(fresh)
+        self._merge(low, high, fresh)
+
+    def _merge(self, low: int, high: int, fresh: list[Piece]) -> None:
+        """Make one span of spans low..high and the pieces between and beside them."""
+        starts, spans = self.starts, self.spans
+        if low == high:
+            starts.insert(low, fresh[0].start)
+            spans.insert(low, _Span(fresh[0]))
+            return
+        touched = [_span(span) for span in spans[low:high]]
+        span = max(touched, key=lambda s: len(s.pieces))
+        span.pieces.extend(fresh)
+        for other in touched:
+            if other is not span:
+                span.pieces.extend(other.pieces)
+                span.copies.extend(other.copies)
+        span.start = min([touched[0].start] + [part.start for part in fresh[:1]])
+        span.end = max([touched[-1].end] + [part.end for part in fresh[-1:]])
+        starts[low:high] = [span.start]
+        spans[low:high] = [span]
+
+    def take(self) -> _Span:
+        """The first span, its pieces in order."""
+        span = _span(self.spans[self.head])
+        self.spans[self.head] = None
+        self.head += 1
+        if self.head > 1024 and self.head * 2 > len(self.starts):
+            del self.starts[: self.head], self.spans[: self.head]
+            self.head = 0
+        self.octets -= sum(len(p.data) for p in span.pieces) + sum(len(p.data) for p in span.copies)
+        self.pieces -= len(span.pieces) + len(span.copies)
+        span.pieces.sort()
+        return span
+
+
+def _span(span: _Span | None) -> _Span:
+    assert span is not None
+    return span
+
+
+def _part(piece: Piece, start: int, end: int) -> Piece:
+    if start == piece.start and end == piece.end:
+        return piece
+    return piece._replace(start=start, end=end, data=piece.data[start - piece.start : end - piece.start])
+
+
+def _same(held: Piece, copy: Piece) -> bool:
+    return held.start == copy.start and held.data == copy.data
+
+
+class Half:
+    """One direction.  Offsets count its octets from 0, which has sequence number `base`."""
+
+    __slots__ = (
+        "acked",
+        "acks",
+        "base",
+        "fin",
+        "fin_acked",
+        "heard",
+        "joined",
+        "kind",
+        "lost",
+        "mixed",
+        "next",
+        "nseq",
+        "odd_ttls",
+        "old",
+        "old_octets",
+        "pend",
+        "plain",
+        "rows",
+        "soft",
+        "starts",
+        "stray_end",
+        "strays",
+        "wait",
+    )
+
+    def __init__(self) -> None:
+        self.base = -1
+        """Sequence number of offset 0, -1 unknown."""
+        self.next = 0
+        """Offset up to which everything is handed up or given up."""
+        self.nseq = -1
+        """Sequence number of `next`; -1 when segments need care."""
+        self.plain = False
+        """A segment at `nseq` can be taken as it is."""
+        self.soft = False
+        """Joined in the middle and nothing handed up yet: the first segment decides where offset 0 is."""
+        self.joined = False
+        """Joined in the middle: the first chunk says so (`gap` -1)."""
+        self.heard = False
+        """The other side's acknowledgements have been seen."""
+        self.acked = 0
+        """Offset the other side has acknowledged, where it is beyond `next`."""
+        self.fin = -1
+        self.fin_acked = False
+        self.wait: tuple[int, int, int] | None = None
+        """Since which packet and time octets up to which offset have been missed."""
+        self.pend: Pending | None = None
+        self.rows: list[Any] = []
+        """The run that is to become a chunk: rows taken whole, or (octets, ts, frame, row)."""
+        self.starts: list[int] = []
+        self.acks: list[int] = []
+        self.mixed = False
+        self.kind = -1
+        self.old: list[tuple[int, bytes]] | None = None
+        """Octets handed up of late, to compare retransmissions with."""
+        self.old_octets = 0
+        self.odd_ttls: list[tuple[int, int, int, int]] | None = None
+        self.lost: list[tuple[int, int]] | None = None
+        self.strays = 0
+        self.stray_end = -1
+
+    def begin(self, base: int, soft: bool) -> None:
+        """The sequence number of the first octet is known (soft: as far as the capture shows)."""
+        self.base = base & _MOD
+        self.soft = self.joined = soft
+        self.settle()
+
+    def settle(self) -> None:
+        """State changed: say whether the next segment can be taken as it is."""
+        if self.fin >= 0 or self.base < 0:
+            self.plain, self.nseq = False, -1
+        else:
+            self.nseq = (self.base + self.next) & _MOD
+            self.plain = not self.soft and not self.pend
+
+    def offset(self, seq: int) -> int:
+        """Stream offset of a sequence number, the one nearest to `next`."""
+        return self.next + ((seq - self.base - self.next + _SIGN) & _MOD) - _SIGN
+
+
+class Flow:
+    """A connection whose payload is looked at."""
+
+    __slots__ = (
+        "anomalies",
+        "busy",
+        "candidate",
+        "closing",
+        "columns",
+        "conn",
+        "end_ts",
+        "ending",
+        "frame",
+        "frame_last",
+        "fresh",
+        "half",
+        "handshake",
+        "held",
+        "items",
+        "limits",
+        "octets",
+        "orig",
+        "origin",
+        "over",
+        "packets",
+        "reset_peer",
+        "reset_side",
+        "reset_top",
+        "slot",
+        "source",
+        "split",
+        "stage",
+        "stream",
+        "successor",
+        "syns",
+        "ts",
+        "ts_before",
+        "ts_last",
+        "ts_open",
+        "ts_syn",
+        "ts_synack",
+        "wanted",
+        "weird",
+    )
+
+    def __init__(self, limits: Limits, slot: int, source: str, stream: int, ts: int, frame: int) -> None:
+        self.limits = limits
+        self.slot, self.source, self.stream = slot, source, stream
+        self.ts = self.ts_last = self.ts_before = ts
+        self.frame = self.frame_last = frame
+        self.half = (Half(), Half())
+        self.orig = 0
+        """Direction of the side that opened it."""
+        self.handshake = False
+        self.stage = 1
+        """0 while the handshake is going on, 1 after it."""
+        self.ts_syn: int | None = None
+        self.ts_synack: int | None = None
+        self.ts_open: int | None = None
+        self.syns = 0
+        self.busy = False
+        """Every packet needs care for now."""
+        self.packets = 0
+        """Packets taken."""
+        self.origin = 0
+        self.closing = False
+        """A FIN was seen."""
+        self.ending: str | None = None
+        """How it is going to end unless it goes on; since `end_ts`."""
+        self.end_ts = 0
+        self.reset_side = self.reset_top = self.reset_peer = -1
+        self.over: str | None = None
+        """How it ended."""
+        self.split = False
+        """The row it stopped at is of another VLAN's connection."""
+        self.candidate: Columns | None = None
+        """A SYN or SYN-ACK of what may be the next connection between these ends."""
+        self.successor: Columns | None = None
+        self.items: list[Item] = []
+        self.fresh = False
+        self.octets = [0, 0]
+        """Payload octets handed up or held for it, by direction."""
+        self.held: list[Item] = []
+        self.wanted = False
+        self.conn: Any = None
+        self.columns: Columns | None = None
+        """The rows being taken."""
+        self.anomalies: list[Oddity] = []
+        self.weird: dict[str, int] = {}
+
+    # -- rows
+
+    def run(self, c: Columns, i: int, j: int) -> int:
+        """Take rows i..j; returns the first that was not taken: it is another connection's, or this one is over."""
+        zero, one = self.half
+        both = ((zero, one), (one, zero))
+        self.origin = self.packets - i
+        if c.ts[i] - self.ts_before > self.limits.connection_idle:
+            self.over = self.ending or "timeout"
+            return i
+        self.columns = c
+        k = i
+        for odd, side, seq, n, ack in zip(c.odd[i:j], c.side[i:j], c.seq[i:j], c.length[i:j], c.ack[i:j], strict=True):
+            if odd or self.busy:
+                if not self._careful(c, k):
+                    break
+                self.ts_before = c.ts[k]
+            else:
+                h, o = both[side]
+                a = o.next if ack == o.nseq else self._acknowledge(c, k, h, o)
+                if n:
+                    if seq == h.nseq and h.plain:
+                        h.rows.append(k)
+                        h.starts.append(h.next)
+                        h.acks.append(a)
+                        h.next += n
+                        h.nseq = (seq + n) & _MOD
+                    else:
+                        self._segment(c, k, h, o, seq, a)
+            k += 1
+            if self.over:
+                break
+        if k > i:
+            self.packets += k - i
+            self.ts_last = max(self.ts_last, max(c.ts[i:k]) if k - i > 1 else c.ts[i])
+            self.ts_before = c.ts[k - 1]
+            self.frame_last = c.frame[k - 1]
+            self._flush(0)
+            self._flush(1)
+        self.columns = None
+        return k
+
+    def _careful(self, c: Columns, k: int) -> bool:
+        """Take a row for which something is out of the ordinary; False when it is not this connection's."""
+        side, flags, ts = c.side[k], c.flags[k], c.ts[k]
+        h, o = self.half[side], self.half[1 - side]
+        if self._timed_out(ts):
+            return False
+        if c.kind[k] >> 8 != h.kind >> 8 and not self._belongs(c, k, h, o):
+            self.split = True
+            return False
+        if flags & SYN:
+            return self._syn(c, k, h, o) if not flags & ACK else self._synack(c, k, h, o)
+        if self.candidate is not None and self._succeeded(c, k, h):
+            return False
+        if flags & RST:
+            self._reset(c, k, h, o)
+            return True
+        if self.stage == 0:
+            self._open(c, k, h, o)
+        a = self._acknowledge(c, k, h, o) if flags & ACK else -1
+        if self.reset_side == side:
+            self._take_back_reset(c, k, h, a)
+        if c.wire[k]:
+            if flags & URG:
+                self.odd("urgent_data", "urgent data, kept in line", ts, c.frame[k])
+            if c.kind[k] != h.kind:
+                self._odd_ttl(c, k, h)
+            self._segment(c, k, h, o, c.seq[k], a)
+        if flags & FIN:
+            self._fin(c, k, h)
+        self._judge(c, k)
+        return True
+
+    def _timed_out(self, ts: int) -> bool:
+        if self.ending is not None and ts - self.end_ts > self.linger:
+            self.over = self.ending
+        elif ts - self.ts_before > self.limits.connection_idle:
+            self.over = self.ending or "timeout"
+        return self.over is not None
+
+    @property
+    def linger(self) -> int:
+        """How long the end is waited with, in case it goes on or something late comes."""
+        whole = self.ending == "reset" and not any(h.pend or h.wait for h in self.half)
+        return self.limits.reset_linger if whole else self.limits.hole_age
+
+    def _judge(self, c: Columns, k: int) -> None:
+        """Give up holes that have waited long enough, see whether all is said, and whether care is still needed."""
+        waiting = False
+        for side in (0, 1):
+            h = self.half[side]
+            if h.wait is None:
+                continue
+            since, ts, upto = h.wait
+            if h.next >= upto:
+                h.wait = None
+                if h.acked > h.next:
+                    h.wait = (self.origin + k, c.ts[k], h.acked)
+            elif self.origin + k - since >= self.limits.hole_packets and c.ts[k] - ts >= self.limits.hole_age:
+                self._give_up(side, upto, c.ts[k], c.frame[k], c.row[k])
+                h.wait = (self.origin + k, c.ts[k], h.acked) if h.acked > h.next else None
+            waiting = waiting or h.wait is not None
+        if self.closing:
+            zero, one = self.half
+            if zero.next == zero.fin and one.next == one.fin:
+                if zero.fin_acked and one.fin_acked:
+                    self.over = self.ending or "fin"
+                elif self.ending is None:
+                    self.ending, self.end_ts = "fin", c.ts[k]
+            elif zero.fin >= 0 and one.fin >= 0 and self.ending is None:
+                self.ending, self.end_ts = "fin", c.ts[k]
+        self.busy = waiting or self.closing or self.ending is not None or self.candidate is not None or self.stage == 0
+
+    # -- acknowledgements and data
+
+    def _acknowledge(self, c: Columns, k: int, h: Half, o: Half) -> int:
+        """What a row acknowledges: an offset of the other direction, -1 when it cannot be told."""
+        ack = c.ack[k]
+        if o.base < 0:
+            o.begin(ack, soft=True)
+            o.heard = True
+            return 0
+        a = o.offset(ack)
+        if h.base >= 0 and abs(h.offset(c.seq[k]) - h.next) > self.limits.window_bytes:
+            return -1
+        o.heard = True
+        if a <= o.next:
+            return max(a, -1)
+        if o.fin >= 0 and a > o.fin:
+            o.fin_acked = True
+            a = o.fin
+            if a <= o.next:
+                return a
+        if a - max(o.next, o.pend.last if o.pend else 0) > self.limits.window_bytes:
+            return -1
+        o.acked = max(o.acked, a)
+        if o.wait is None:
+            o.wait = (self.origin + k, c.ts[k], a)
+            self.busy = True
+        return a
+
+    def _segment(self, c: Columns, k: int, h: Half, o: Half, seq: int, a: int) -> None:
+        """Take the payload of a row."""
+        wire = c.wire[k]
+        if h.base < 0:
+            h.begin(seq, soft=True)
+        start = h.offset(seq)
+        end = start + wire
+        if h.soft:
+            if wire == 1 and start == h.next - 1:
+                return
+            if start != h.next:
+                h.base, h.next = seq, 0
+                start, end = 0, wire
+            h.soft, h.wait, h.acked = False, None, 0
+            h.settle()
+        if h.fin >= 0 and end > h.fin and start >= h.fin - self.limits.window_bytes:
+            self.odd("data_past_fin", "data after the end that FIN announced; ignored", c.ts[k], c.frame[k])
+            if start >= h.fin:
+                return
+            end = h.fin
+        if not -self.limits.window_bytes <= start - max(h.next, h.acked) <= self.limits.window_bytes:
+            start = self._stray(c, k, h, start, end)
+            if start < 0:
+                return
+            end = start + wire
+        h.strays = 0
+        if end <= h.next:
+            self._repeated(c, k, h, start, end)
+            return
+        whole = end - start == c.length[k]
+        if start == h.next and whole and not h.pend:
+            self._take_row(k, h, start, end, c.seq[k], a)
+            return
+        data = bytes(c.buf[c.place[k] : c.place[k] + min(c.length[k], end - start)])
+        if start < h.next:
+            self._repeated(c, k, h, start, h.next)
+            data = data[h.next - start :]
+            start = h.next
+        piece = Piece(start, end, data, c.ts[k], c.frame[k], a, c.kind[k])
+        if start == h.next and not h.pend:
+            self._take_piece(h, piece, c.row[k])
+            h.settle()
+            return
+        self._hold(c, k, h, piece)
+
+    def _take_row(self, k: int, h: Half, start: int, end: int, seq: int, a: int) -> None:
+        h.rows.append(k)
+        h.starts.append(start)
+        h.acks.append(a)
+        h.next = end
+        if h.fin < 0:
+            h.nseq = (h.base + end) & _MOD
+            h.plain = True
+
+    def _take_piece(self, h: Half, piece: Piece, order: int) -> None:
+        """Hand up a piece that begins at `next`, and what its captured octets lack."""
+        have = piece.start + len(piece.data)
+        if piece.data:
+            h.rows.append((piece.data, piece.ts, piece.frame, order))
+            h.starts.append(piece.start)
+            h.acks.append(piece.ack)
+            h.mixed = True
+            h.next = have
+        if have < piece.end:
+            self._lose(h, piece.end, piece.ts, piece.frame, order)
+
+    def _hold(self, c: Columns, k: int, h: Half, piece: Piece) -> None:
+        """Keep a segment that came before its turn, or that overlaps what is kept."""
+        if h.pend is None:
+            h.pend = Pending()
+        pend = h.pend
+        pend.add(piece)
+        order, ts, frame = c.row[k], c.ts[k], c.frame[k]
+        if pend.first <= h.next:
+            self._drain(h, order)
+        limits = self.limits
+        while pend and (
+            pend.octets > limits.pending_bytes or pend.pieces > limits.pending_pieces or pend.holes > limits.pending_holes
+        ):
+            self.odd("reorder_limit", "more held behind a hole than the stated limit; the hole was given up", ts, frame)
+            self._lose(h, pend.first, ts, frame, order)
+            self._drain(h, order)
+        if pend and not h.heard and h.wait is None:
+            h.wait = (self.origin + k, ts, pend.last)
+        h.settle()
+        if h.wait is not None:
+            self.busy = True
+
+    def _drain(self, h: Half, order: int) -> None:
+        """Hand up what is held and has become contiguous."""
+        pend = h.pend
+        while pend and pend.first <= h.next:
+            span = pend.take()
+            for piece in span.pieces:
+                self._take_piece(h, piece, order)
+            for copy in span.copies:
+                self._compare_held(h, span.pieces, copy)
+
+    def _give_up(self, side: int, upto: int, ts: int, frame: int, order: int) -> None:
+        """What is missing below an offset will not come any more."""
+        h = self.half[side]
+        if h.fin >= 0:
+            upto = min(upto, h.fin)
+        while h.next < upto:
+            edge = min(upto, h.pend.first) if h.pend else upto
+            if edge - h.next == 1 and not h.pend:
+                break  # one octet more than was seen, nothing behind it: a FIN that was not captured
+            self._lose(h, edge, ts, frame, order)
+            self._drain(h, order)
+        h.acked = h.acked if h.acked > upto else 0
+        h.soft = False
+        h.settle()
+
+    def give_up_all(self) -> None:
+        """Too much is held: what is missing before it is lost."""
+        for side in (0, 1):
+            pend = self.half[side].pend
+            if pend:
+                self.odd(
+                    "reorder_limit",
+                    "more held behind holes than the stated limit; they were given up",
+                    self.ts_last,
+                    self.frame_last,
+                )
+                self._give_up(side, pend.last, self.ts_last, self.frame_last, 1 << 62)
+                self._flush(side)
+
+    def _lose(self, h: Half, upto: int, ts: int, frame: int, order: int) -> None:
+        """State that octets up to an offset are lost."""
+        if upto <= h.next:
+            return
+        side = 0 if h is self.half[0] else 1
+        self._flush(side)
+        self.items.append(Item(order, side, upto - h.next, upto, b"", [upto], [ts], [frame], [-1]))
+        h.joined = False
+        if h.lost is None:
+            h.lost = []
+        h.lost.append((h.next, upto))
+        del h.lost[:-_ODD_TTLS]
+        h.next = upto
+
+    def _stray(self, c: Columns, k: int, h: Half, start: int, end: int) -> int:
+        """A segment far from where its stream is: ignored, unless many in a row go on from each other."""
+        h.strays = h.strays + 1 if c.seq[k] == h.stray_end else 1
+        h.stray_end = (c.seq[k] + c.wire[k]) & _MOD
+        if h.strays < _STRAYS:
+            self.odd("out_of_window", "data too far from where the stream is; ignored", c.ts[k], c.frame[k])
+            return -1
+        if h.pend:
+            self._give_up(c.side[k], h.pend.last, c.ts[k], c.frame[k], c.row[k])
+        self._flush(c.side[k])
+        h.base = (c.seq[k] - h.next) & _MOD
+        h.joined, h.wait, h.acked = True, None, 0
+        h.settle()
+        return h.next
+
+    # -- copies
+
+    def _repeated(self, c: Columns, k: int, h: Half, start: int, end: int) -> None:
+        """Octets that were handed up before: are they the same?"""
+        if c.wire[k] <= 1 and end == h.next and not h.pend:
+            return  # keep-alive
+        octets = bytes(c.buf[c.place[k] : c.end[k]])[: end - start]
+        here = c.kind[k] & 255
+        i = max(bisect_right(h.starts, start) - 1, 0)
+        for at, entry in zip(h.starts[i:], h.rows[i:], strict=True):
+            if at >= end:
+                break
+            known = bytes(c.buf[c.place[entry] : c.end[entry]]) if type(entry) is int else entry[0]
+            if self._differs(h, at, known, start, octets, here, c.ts[k], c.frame[k]):
+                return
+        for at, known in h.old or ():
+            if self._differs(h, at, known, start, octets, here, c.ts[k], c.frame[k]):
+                return
+        if h.lost and any(a < end and start < b for a, b in h.lost):
+            self.odd("late_data", "octets that were given up as lost came after all; ignored", c.ts[k], c.frame[k])
+
+    def _differs(
+        self, h: Half, at: int, known: bytes, start: int, octets: bytes, ttl: int, ts: int, frame: int, first: int = -1
+    ) -> bool:
+        """Compare two copies where they overlap."""
+        low, high = max(at, start), min(at + len(known), start + len(octets))
+        if low >= high:
+            return False
+        one, two = known[low - at : high - at], octets[low - start : high - start]
+        if one == two:
+            return False
+        place = low + next(i for i, (x, y) in enumerate(zip(one, two, strict=True)) if x != y)
+        first = self._ttl_at(h, place) if first < 0 else first
+        note = f"; TTL {first} then, {ttl} now" if first != ttl else ""
+        detail = f"octet {place} of the {self._name(h)}'s stream came again with another value{note}; the first was kept"
+        self.odd("conflicting_data", detail, ts, frame)
+        return True
+
+    def _compare_held(self, h: Half, pieces: list[Piece], copy: Piece) -> None:
+        i = max(bisect_right(pieces, (copy.start + 1,)) - 1, 0)
+        while i < len(pieces) and pieces[i].start < copy.end:
+            held = pieces[i]
+            if self._differs(
+                h, held.start, held.data, copy.start, copy.data, copy.kind & 255, copy.ts, copy.frame, held.kind & 255
+            ):
+                return
+            i += 1
+
+    def _odd_ttl(self, c: Columns, k: int, h: Half) -> None:
+        if h.base < 0:
+            return
+        start = h.offset(c.seq[k])
+        if h.odd_ttls is None:
+            h.odd_ttls = []
+        h.odd_ttls.append((start, start + c.wire[k], c.kind[k] & 255, c.frame[k]))
+        del h.odd_ttls[:-_ODD_TTLS]
+
+    def _ttl_at(self, h: Half, place: int) -> int:
+        for start, end, ttl, _ in h.odd_ttls or ():
+            if start <= place < end:
+                return ttl
+        return h.kind & 255
+
+    def _name(self, h: Half) -> str:
+        return "originator" if h is self.half[self.orig] else "responder"
+
+    # -- beginning and end
+
+    def _syn(self, c: Columns, k: int, h: Half, o: Half) -> bool:
+        """SYN without ACK."""
+        seq, side = c.seq[k], c.side[k]
+        if h.base < 0:
+            h.begin(seq + 1, soft=False)
+            if self.ts_syn is None:
+                self._opened_by(side, c.ts[k])
+        elif not self._is_start(h, seq):
+            return self._another(c, k)
+        elif self.ts_syn is None:
+            self._opened_by(side, c.ts[k])
+        self.syns += side == self.orig
+        if c.wire[k]:
+            self._segment(c, k, h, o, (seq + 1) & _MOD, -1)
+        self._judge(c, k)
+        return True
+
+    def _synack(self, c: Columns, k: int, h: Half, o: Half) -> bool:
+        """SYN with ACK."""
+        seq, side, ack = c.seq[k], c.side[k], c.ack[k]
+        if self.candidate is not None and self._succeeded(c, k, h):
+            return False
+        if h.base < 0:
+            h.begin(seq + 1, soft=False)
+        elif not self._is_start(h, seq):
+            return self._another(c, k)
+        if o.base < 0 or (o.soft and not o.next):
+            o.begin(ack, soft=False)
+        if self.ts_synack is None:
+            self.ts_synack = c.ts[k]
+            if self.ts_syn is None:
+                self._opened_by(1 - side, None)
+        a = self._acknowledge(c, k, h, o)
+        if c.wire[k]:
+            self._segment(c, k, h, o, (seq + 1) & _MOD, a)
+        self._judge(c, k)
+        return True
+
+    def _is_start(self, h: Half, seq: int) -> bool:
+        """Whether a SYN is where this direction began (or before where the capture joined it)."""
+        back = (h.base - 1 - seq) & _MOD
+        return back == 0 or (h.joined and back < _NEAR) or (h.soft and back < _NEAR)
+
+    def _opened_by(self, side: int, ts: int | None) -> None:
+        self.handshake = True
+        self.ts_syn = ts
+        if self.conn is None:
+            self.orig = side
+
+    def _another(self, c: Columns, k: int) -> bool:
+        """A SYN with another sequence number: of the next connection, if it is answered or this one has ended."""
+        if self.stage == 0 and not any(self.octets) and not any(h.next or h.pend for h in self.half):
+            self.over = "timeout"
+            return False
+        if self.ending is not None or (self.closing and all(h.fin >= 0 for h in self.half)):
+            self.over = self.ending or "fin"
+            return False
+        if c.ts[k] - self.ts_before > self.limits.half_open_idle:
+            self.over = "timeout"
+            return False
+        if self.candidate is None or (self.candidate.seq[0], self.candidate.side[0]) != (c.seq[k], c.side[k]):
+            self.candidate = c.one(k)
+        self.busy = True
+        return True
+
+    def _succeeded(self, c: Columns, k: int, h: Half) -> bool:
+        """Whether a row goes on from the SYN that did not fit: then the connection that it opened is the real one."""
+        new = self.candidate
+        assert new is not None
+        after = (new.seq[0] + 1) & _MOD
+        if c.side[k] != new.side[0]:
+            fits = c.flags[k] & ACK and (c.ack[k] - after) & _MOD <= new.wire[0]
+        else:
+            fits = not c.flags[k] & SYN and (c.seq[k] - after) & _MOD <= new.wire[0] and c.seq[k] != h.nseq
+        if fits:
+            self.over, self.successor, self.candidate = self.ending or "timeout", new, None
+        return bool(fits)
+
+    def _open(self, c: Columns, k: int, h: Half, o: Half) -> None:
+        """The first packets after SYN and SYN-ACK."""
+        if c.side[k] != self.orig:
+            if self.origin + k > _OPENING:
+                self.stage = 1
+            return
+        if not c.flags[k] & ACK:
+            return
+        self.stage = 1
+        if self.ts_synack is not None and self.ts_open is None:
+            self.ts_open = c.ts[k]
+        if o.base < 0 and not c.wire[k] and not c.flags[k] & FIN and c.seq[k] == h.nseq:
+            o.begin(c.ack[k], soft=False)  # the SYN-ACK was not captured, but this is its ACK
+
+    def _fin(self, c: Columns, k: int, h: Half) -> None:
+        seq = (c.seq[k] + c.wire[k]) & _MOD
+        if h.base < 0:
+            h.begin(seq, soft=True)
+        place = h.offset(seq)
+        if h.fin >= 0 or not 0 <= place - h.next <= self.limits.window_bytes:
+            return
+        h.fin = place
+        h.soft = False
+        self.closing = True
+        h.settle()
+        if h.pend and h.pend.last > place:
+            self._drop_past_fin(h, c.ts[k], c.frame[k])
+
+    def _drop_past_fin(self, h: Half, ts: int, frame: int) -> None:
+        """What is held from beyond the FIN is not part of the stream."""
+        old, h.pend = h.pend, None
+        while old:
+            span = old.take()
+            for piece in span.pieces:
+                if piece.start < h.fin:
+                    h.pend = h.pend or Pending()
+                    h.pend.add(_part(piece, piece.start, min(piece.end, h.fin)))
+            if span.end > h.fin:
+                self.odd("data_past_fin", "data after the end that FIN announced; ignored", ts, frame)
+        h.settle()
+
+    def _reset(self, c: Columns, k: int, h: Half, o: Half) -> None:
+        """RST (RFC 9293 3.10.7.4, RFC 5961 3)."""
+        if not self._reset_fits(c, k, h, o):
+            usual = h.kind & 255
+            note = f", TTL {c.kind[k] & 255} where its sender has {usual}" if c.kind[k] & 255 != usual else ""
+            self.odd("forged_reset", f"RST with a sequence number out of window{note}; ignored", c.ts[k], c.frame[k])
+            return
+        if self.ending is not None:
+            if self.ending == "fin" and all(x.next == x.fin for x in self.half):
+                self.over = "fin"
+            return
+        if self.stage == 0 and not any(self.octets) and not any(x.rows or x.pend for x in self.half):
+            self.over = "reset"
+            return
+        self.ending, self.end_ts, self.busy = "reset", c.ts[k], True
+        self.reset_side = c.side[k]
+        self.reset_top = max(h.offset(c.seq[k]), h.next) if h.base >= 0 else -1
+        self.reset_peer = o.next
+
+    def _reset_fits(self, c: Columns, k: int, h: Half, o: Half) -> bool:
+        if self.stage == 0 and c.flags[k] & ACK and o.base >= 0 and 0 <= o.offset(c.ack[k]) <= o.next:
+            return True
+        if h.base >= 0:
+            off = h.offset(c.seq[k])
+            top = max(h.next, h.acked, h.pend.last if h.pend else 0)
+            return h.next - _RESET_WINDOW <= off <= top + _RESET_WINDOW
+        return not c.flags[k] & ACK or o.base < 0 or abs(o.offset(c.ack[k]) - o.next) <= _RESET_WINDOW
+
+    def _take_back_reset(self, c: Columns, k: int, h: Half, a: int) -> None:
+        """The side that is said to have reset the connection goes on: somebody else did."""
+        beyond = c.wire[k] and h.base >= 0 and h.offset(c.seq[k]) + c.wire[k] > self.reset_top
+        if beyond or a > self.reset_peer:
+            self.odd("forged_reset", "RST, but its sender went on; ignored", self.end_ts, c.frame[k])
+            self.ending, self.reset_side = None, -1
+
+    def _belongs(self, c: Columns, k: int, h: Half, o: Half) -> bool:
+        """Whether a row of another VLAN is of this connection all the same (a tag in one direction, a copy)."""
+        if c.flags[k] & SYN:
+            if h.base >= 0:
+                return self._is_start(h, c.seq[k])
+            return not c.flags[k] & ACK or o.base < 0 or o.offset(c.ack[k]) == 0
+        near = h.base < 0 or abs(h.offset(c.seq[k]) - h.next) < _NEAR
+        return near and (o.base < 0 or not c.flags[k] & ACK or abs(o.offset(c.ack[k]) - o.next) < _NEAR)
+
+    def conclude(self, reason: str) -> None:
+        """Nothing more comes: give up every hole, say how it ended."""
+        self.over = reason
+        if reason in ("capture_end", "timeout"):
+            if self.ending is not None:
+                self.over = self.ending
+            elif self.closing and any(h.fin >= 0 and not o.heard and o.fin < 0 for h, o in (self.half, self.half[::-1])):
+                self.over = "fin"  # only one direction was captured, and it ended
+        for side in (0, 1):
+            h = self.half[side]
+            upto = max(h.acked, h.pend.last if h.pend else 0)
+            if upto > h.next:
+                self._give_up(side, upto, self.ts_last, self.frame_last, 1 << 62)
+            self._flush(side)
+        if self.candidate is not None:
+            stray = self.candidate
+            self.odd("stray_syn", "SYN inside a connection that went on; ignored", stray.ts[0], stray.frame[0])
+            self.candidate = None
+        if self.over == "reset" and self.reset_side >= 0 and self.half[1 - self.reset_side].next > self.reset_peer:
+            detail = "data after the other side's RST; it was not received"
+            self.odd("data_after_reset", detail, self.ts_last, self.frame_last)
+        for name, count in self.weird.items():
+            if count > self.limits.connection_anomalies:
+                more = count - self.limits.connection_anomalies
+                self.anomalies.append(Oddity(self.ts_last, name, f"{more} more in this connection", self.frame_last))
+
+    # -- out
+
+    def _flush(self, side: int) -> None:
+        """Make an item of a direction's run."""
+        h = self.half[side]
+        rows = h.rows
+        if not rows:
+            return
+        c = self.columns
+        if h.mixed or c is None:
+            order, data, ts, frames = self._mixed_run(rows)
+        else:
+            order = c.row[rows[0]]
+            if len(rows) == 1:
+                k = rows[0]
+                data, ts, frames = bytes(c.buf[c.place[k] : c.end[k]]), [c.ts[k]], [c.frame[k]]
+            else:
+                buf, place, end = c.buf, c.place, c.end
+                data = b"".join([buf[place[k] : end[k]] for k in rows])
+                ts, frames = [c.ts[k] for k in rows], [c.frame[k] for k in rows]
+        self._emit(h, order, side, data, h.starts, ts, frames, h.acks)
+        h.rows, h.starts, h.acks, h.mixed = [], [], [], False
+
+    def _mixed_run(self, rows: list[Any]) -> tuple[int, bytes, list[int], list[int]]:
+        """A run with pieces in it that were held or trimmed."""
+        c = self.columns
+        parts, ts, frames = [], [], []
+        for entry in rows:
+            if type(entry) is int:
+                assert c is not None
+                parts.append(c.buf[c.place[entry] : c.end[entry]])
+                ts.append(c.ts[entry])
+                frames.append(c.frame[entry])
+            else:
+                parts.append(entry[0])
+                ts.append(entry[1])
+                frames.append(entry[2])
+        first = rows[0]
+        order = first[3] if type(first) is tuple else c.row[first] if c is not None else 0
+        return order, b"".join(parts), ts, frames
+
+    def _emit(self, h: Half, order: int, side: int, data: bytes, starts: Any, ts: Any, frames: Any, acks: Any) -> None:
+        offset = int(starts[0])
+        self.items.append(Item(order, side, -1 if h.joined else 0, offset, data, starts, ts, frames, acks))
+        h.joined = False
+        self.octets[side] += len(data)
+        self.fresh = True
+        self._remember(h, offset, data)
+
+    def _remember(self, h: Half, offset: int, data: bytes) -> None:
+        """Keep the last octets to compare retransmissions with."""
+        keep = self.limits.history_bytes
+        if h.old is None or len(data) >= keep:
+            h.old, h.old_octets = [], 0
+        if len(data) > keep:
+            offset, data = offset + len(data) - keep, data[-keep:]
+        h.old.append((offset, data))
+        h.old_octets += len(data)
+        if h.old_octets > 2 * keep or len(h.old) > _OLD_PARTS:
+            h.old = _tail(h.old, keep)
+            h.old_octets = sum(len(part) for _, part in h.old)
+
+    def odd(self, name: str, detail: str, ts: int, frame: int) -> None:
+        """Name something odd; the first few of a kind are told, the others counted."""
+        count = self.weird.get(name, 0) + 1
+        self.weird[name] = count
+        if count <= self.limits.connection_anomalies:
+            self.anomalies.append(Oddity(ts, name, detail, frame))
+
+
+def _tail(parts: list[tuple[int, bytes]], keep: int) -> list[tuple[int, bytes]]:
+    """The last octets of parts that follow each other, joined where there is no gap between them."""
+    joined: list[tuple[int, list[bytes]]] = []
+    after = -1
+    for offset, data in parts:
+        if offset == after:
+            joined[-1][1].append(data)
+        else:
+            joined.append((offset, [data]))
+        after = offset + len(data)
+    tail = []
+    for offset, several in reversed(joined):
+        data = b"".join(several)
+        if keep <= 0:
+            break
+        tail.append((offset + max(len(data) - keep, 0), data[-keep:]))
+        keep -= len(data)
+    return tail[: _OLD_PARTS // 2][::-1]

@@ -1,0 +1,777 @@
+"""TCP segments in batches to the ordered octets of each connection.
+
+A batch's rows are grouped by flow with numpy.  What is of no use (flows of no protocol of ours, copies of
+connections that are over, SYNs without answer) is dealt with in columns; the rest is handed flow by flow to
+`connections.Flow`.  Global bounds are looked at after every `_CHECK` octets of traffic, wherever batches end,
+so that the result does not depend on them.
+"""
+
+import ipaddress
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzer.limits import Limits
+from analyzer.wire.anomalies import Anomaly
+from analyzer.wire.connections import ACK, FIN, RST, SYN, URG, Columns, Flow, Item
+from analyzer.wire.flows import CLOSED, HALF, IGNORED, LIVE, NONE, Ends, Flows
+from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Delivery, Packets
+
+Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
+"""(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
+
+_CHECK = 16 << 20
+_ROW_COST = 64
+_HEAD = 4096
+"""Octets of each direction shown to `recognise`."""
+_PIECE_COST = 128
+_ENDED = 1000
+"""Connections remembered by name after their end, to say of which one late octets were."""
+_BIG = 4096
+"""Rows of one flow made into lists at once."""
+_FOLDED = {
+    "unanswered": ("connect_unanswered", "were not answered"),
+    "refused": ("connect_refused", "were refused"),
+    "silent": ("connect_silent", "were opened, and nothing was said"),
+}
+
+
+class Streams:
+    """TCP rows in, deliveries out.  The caller empties `anomalies` and `attempts`."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        recognise: Recognise,
+        mail_ports: frozenset[int],
+        identify: Callable[[Connection], str] | None = None,
+    ) -> None:
+        self.anomalies: list[Anomaly] = []
+        self.attempts: list[Attempt] = []
+        self._limits = limits
+        self._recognise = recognise
+        self._mail_ports = mail_ports
+        self._mail_table = np.zeros(65536, np.bool_)
+        self._mail_table[list(mail_ports)] = True
+        self._identify = identify
+        self._flows = Flows()
+        self._deliveries: list[Delivery] = []
+        self._lingering: dict[int, Flow] = {}
+        self._holding: dict[int, Flow] = {}
+        self._cost = 0
+        self._now = self._mark = 0
+        self._swept = 0
+        self._sources: dict[str, list[int]] = {}
+        self._names: list[str] = []
+        self._numbers: dict[int, list[tuple[int, int]]] = {}
+        self._apart: list[tuple[int, list[int]]] = []
+        self._ended: dict[int, tuple[Connection, int]] = {}
+        self._listed = 0
+        self._tally: dict[tuple[str, str], list[Any]] = {}
+        self._dropped = 0
+
+    # -- public
+
+    def feed(self, packets: Packets) -> list[Delivery]:
+        """Take a batch; return what it completes.  UDP rows are skipped."""
+        rows = np.flatnonzero(packets.protocol == 6)
+        if len(rows):
+            cost = np.cumsum(packets.length[rows] + _ROW_COST) + self._cost
+            marks = cost // _CHECK
+            before = np.concatenate([[self._cost // _CHECK], marks[:-1]])
+            at = 0
+            for cut in np.flatnonzero(marks > before).tolist():
+                self._slice(packets, rows[at : cut + 1])
+                self._checkpoint(int(packets.ts[rows[cut]]))
+                at = cut + 1
+            if at < len(rows):
+                self._slice(packets, rows[at:])
+            self._cost = int(cost[-1]) % _CHECK
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+    def finish(self) -> list[Delivery]:
+        """The capture is over."""
+        for flow in list(self._flows.live.values()):
+            idle = self._now - flow.ts_last > self._limits.connection_idle
+            self._close(flow, "timeout" if idle else "capture_end")
+        flows = self._flows
+        self._forget_half(np.flatnonzero(flows.state[: flows.count] == HALF))
+        for (source, name), (count, ts, frame, text) in self._tally.items():
+            slug, what = _FOLDED.get(name, (name, ""))
+            self.anomalies.append(Anomaly(ts, source, None, None, slug, f"{count} {text} {what}".strip(), frame))
+        self._tally.clear()
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+    def sweep(self, now: int) -> list[Delivery]:
+        """Close what is over by a clock (ns since 1970): for live capture, where the next packet may be long in coming."""
+        self._sweep(now)
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+    # -- columns
+
+    def _slice(self, p: Packets, rows: I64) -> None:
+        self._numbers.clear()
+        self._process(p, rows, -1)
+        while self._apart:
+            slot, apart = self._apart.pop(0)
+            self._process(p, np.array(apart), slot)
+        self._now = max(self._now, int(p.ts[rows[-1]]))
+
+    def _process(self, p: Packets, rows: I64, home: int) -> None:
+        """Group rows by flow and deal with each group; `home`: rows of that slot's ends, already numbered."""
+        flows, limits = self._flows, self._limits
+        ends, side = _ends(p, rows)
+        order, begins, slots = self._group(p, rows, ends)
+        first = order[begins]
+        flags, ts = p.flags[rows][order], p.ts[rows][order]
+        counts = np.diff(begins, append=len(order))
+        group = np.repeat(np.arange(len(begins)), counts)
+        step = np.diff(ts, prepend=ts[:1])
+        step[begins] = 0
+        jump = step > limits.connection_idle
+        state, last = flows.state[slots], flows.ts_last[slots]
+        quiet = np.bitwise_or.reduceat(flags & np.uint8(SYN), begins) == 0
+        latest = np.maximum.reduceat(ts, begins)
+        still = (ts[begins] - last <= limits.connection_idle) & ~np.logical_or.reduceat(jump, begins)
+        ignored = quiet & still & (state == IGNORED)
+        drop = ignored | quiet & (state == CLOSED) & (latest - last <= limits.closed_linger) & ~flows.wanted[slots]
+        flows.ts_last[slots[ignored]] = np.maximum(latest, last)[ignored]
+        events = self._new_numbers(p.source, slots, rows[first], home)
+        if drop.any():
+            stay = ~drop
+            kept = stay[group]
+            order, jump, flags, ts = order[kept], jump[kept], flags[kept], ts[kept]
+            slots, counts, first = slots[stay], counts[stay], first[stay]
+            begins = np.cumsum(counts) - counts
+            group = np.repeat(np.arange(len(begins)), counts)
+        if len(begins):
+            batch = _Batch(p, rows[order], side[order], flags, ts, jump, begins, counts, group, slots)
+            if home < 0:
+                events += self._more_numbers(batch)
+            self._number(p.source, events)
+            self._kinds(batch)
+            todo = self._half_open(batch, p)
+            self._hand_over(p, batch, todo[np.argsort(first[todo], kind="stable")])
+        else:
+            self._number(p.source, events)
+
+    def _group(self, p: Packets, rows: I64, ends: Ends) -> tuple[I64, I64, I64]:
+        """Rows in order of their flow, where each flow's begin, and the flows' slots."""
+        flows = self._flows
+        laned = False
+        while True:
+            keys = flows.hash(ends)
+            order = np.argsort(keys, kind="stable")
+            keys = keys[order]
+            begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+            counts = np.diff(begins, append=len(order))
+            sorted_ends = ends.pick(order)
+            groups = sorted_ends.pick(begins)
+            slots = flows.find(keys[begins])
+            known = slots >= 0
+            if not sorted_ends.same(groups.pick(np.repeat(np.arange(len(begins)), counts))) or not flows.ends(slots[known]).same(
+                groups.pick(known)
+            ):
+                flows.rekey()
+                continue
+            if not laned and flows.shared[slots[known]].any():
+                shared = np.repeat(known & flows.shared[slots], counts)
+                vlan = p.vlan[rows[order]].astype(np.int32)
+                home = np.repeat(np.where(known, flows.vlan[slots], 0), counts)
+                lane = np.where(shared & (vlan != 0) & (vlan != home), vlan + 1, 0)
+                ends.lane[order] = lane
+                laned = True
+                continue
+            new = np.flatnonzero(~known)
+            if len(new):
+                new = new[np.argsort(order[begins][new], kind="stable")]
+                slots[new] = flows.add(keys[begins][new], groups.pick(new))
+                flows.vlan[slots[new]] = p.vlan[rows[order[begins[new]]]]
+            return order, begins, slots
+
+    def _kinds(self, b: "_Batch") -> None:
+        """VLAN and TTL: what differs from a direction's first needs care."""
+        flows = self._flows
+        for first, column in ((b.first0, flows.kind0), (b.first1, flows.kind1)):
+            new = (first < len(b)) & (column[b.slots] < 0)
+            column[b.slots[new]] = b.kind[first[new]]
+        expected = np.where(b.side == 0, flows.kind0[b.slots][b.group], flows.kind1[b.slots][b.group])
+        b.other_kind = b.kind != expected
+        b.odd |= b.other_kind
+
+    # -- numbers as Wireshark's tcp.stream
+
+    def _new_numbers(self, source: str, slots: I64, rows: I64, home: int) -> list[tuple[int, int]]:
+        """(row, slot) of flows that have not been seen in this source."""
+        if source not in self._sources:
+            self._sources[source] = [len(self._names), 0]
+            self._names.append(source)
+        flows, ident = self._flows, self._sources[source][0]
+        new = flows.source[slots] != ident
+        flows.source[slots[new]] = ident
+        flows.based[slots[new]] = 0
+        if home >= 0:
+            flows.stream[slots[new]] = [self._stream(home, row) for row in rows[new].tolist()]
+            return []
+        return list(zip(rows[new].tolist(), slots[new].tolist(), strict=True))
+
+    def _more_numbers(self, b: "_Batch") -> list[tuple[int, int]]:
+        """(row, slot) of SYNs that Wireshark counts as a new conversation: those with another sequence number than
+        the first of their direction (for a direction not seen, one less than what was first acknowledged)."""
+        flows, events = self._flows, []
+        bare = (b.flags & np.uint8(SYN | ACK)) == SYN
+        syns = np.add.reduceat(bare.astype(np.int64), b.begins)
+        plain = (syns == 0) | ((syns == 1) & bare[b.begins] & (flows.based[b.slots] == 0))
+        unset = plain & (flows.based[b.slots] != 3)
+        for side, column in ((0, flows.base0), (1, flows.base1)):
+            self._bases(b, unset & (flows.based[b.slots] & (1 << side) == 0), side, column)
+        for g in np.flatnonzero(~plain).tolist():
+            slot = int(b.slots[g])
+            base = {0: int(flows.base0[slot]), 1: int(flows.base1[slot])}
+            base = {s: v for s, v in base.items() if flows.based[slot] & (1 << s)}
+            for k in range(int(b.begins[g]), int(b.begins[g] + b.counts[g])):
+                side, flags, seq = int(b.side[k]), int(b.flags[k]), int(b.seq[k])
+                if flags & (SYN | ACK) == SYN and base.get(side, seq) != seq:
+                    events.append((int(b.row[k]), slot))
+                    base = {}
+                if side not in base:
+                    base[side] = seq if flags & SYN else (seq - 1) & 0xFFFFFFFF
+                if flags & ACK and 1 - side not in base:
+                    base[1 - side] = (int(b.ack[k]) - 1) & 0xFFFFFFFF
+            flows.base0[slot], flows.base1[slot] = base.get(0, 0), base.get(1, 0)
+            flows.based[slot] = sum(1 << s for s in base)
+        return events
+
+    def _bases(self, b: "_Batch", groups: NDArray[np.bool_], side: int, base: NDArray[np.uint32]) -> None:
+        flows, n = self._flows, len(b)
+        own = b.first1 if side else b.first0
+        acks = np.where((b.side != side) & (b.flags & np.uint8(ACK) != 0), np.arange(n), n)
+        other = np.minimum.reduceat(acks, b.begins)
+        by_own = groups & (own < n) & (own < other)
+        at = own[by_own]
+        base[b.slots[by_own]] = b.seq[at] - np.where(b.flags[at] & np.uint8(SYN), 0, 1).astype(np.uint32)
+        by_other = groups & (other < n) & (other < own)
+        base[b.slots[by_other]] = b.ack[other[by_other]] - np.uint32(1)
+        flows.based[b.slots[by_own | by_other]] |= np.uint8(1 << side)
+
+    def _number(self, source: str, events: list[tuple[int, int]]) -> None:
+        if not events:
+            return
+        events.sort()
+        counter = self._sources[source]
+        slots = np.array([slot for _, slot in events])
+        numbers = np.arange(counter[1], counter[1] + len(events))
+        counter[1] += len(events)
+        stream = self._flows.stream
+        if len(set(slots.tolist())) < len(slots) or (stream[slots] >= 0).any():
+            for (row, slot), number in zip(events, numbers.tolist(), strict=True):
+                self._numbers.setdefault(slot, [(-1, int(stream[slot]))]).append((row, number))
+        stream[slots] = numbers  # of several for one slot the last stays
+
+    def _stream(self, slot: int, row: int) -> int:
+        """Number of the conversation that a row is of."""
+        numbers = self._numbers.get(slot)
+        if numbers is None:
+            return int(self._flows.stream[slot])
+        return next(number for at, number in reversed(numbers) if at <= row)
+
+    # -- SYNs without answer
+
+    def _half_open(self, b: "_Batch", p: Packets) -> I64:
+        """Deal with groups that are nothing but one SYN and its copies; the groups left."""
+        flows, n = self._flows, len(b)
+        every = np.arange(len(b.begins))
+        rows = ((b.flags & np.uint8(SYN | ACK | RST | FIN)) == SYN) & (b.wire == 0) & ~b.other_kind
+        pure = np.logical_and.reduceat(rows, b.begins) & ((b.first0 == n) | (b.first1 == n))
+        if not pure.any():
+            return every
+        seq, ts = b.seq, b.ts
+        pure &= np.minimum.reduceat(seq, b.begins) == np.maximum.reduceat(seq, b.begins)
+        step = np.diff(ts, prepend=ts[:1])
+        step[b.begins] = 0
+        pure &= np.maximum.reduceat(step, b.begins) <= self._limits.half_open_idle
+        latest = np.maximum.reduceat(ts, b.begins)
+        side, state = b.side[b.begins], flows.state[b.slots]
+        isn = np.where(side == 0, flows.isn0[b.slots], flows.isn1[b.slots])
+        again = pure & (state == HALF) & (flows.side[b.slots] == side) & (isn == seq[b.begins])
+        again &= ts[b.begins] - flows.ts_last[b.slots] <= self._limits.half_open_idle
+        slots = b.slots[again]
+        flows.syns[slots] += b.counts[again].astype(np.int32)
+        flows.ts_last[slots] = np.maximum(flows.ts_last[slots], latest[again])
+        fresh = pure & (state == NONE)
+        slots, at = b.slots[fresh], b.begins[fresh]
+        flows.state[slots] = HALF
+        flows.side[slots] = side[fresh]
+        flows.isn0[slots] = np.where(side[fresh] == 0, seq[at], 0)
+        flows.isn1[slots] = np.where(side[fresh] == 1, seq[at], 0)
+        flows.syns[slots] = b.counts[fresh]
+        flows.ts[slots], flows.frame[slots] = ts[at], p.frame[b.row[at]]
+        flows.ts_last[slots] = latest[fresh]
+        rest: I64 = every[~(again | fresh)]
+        return rest
+
+    def _forget_half(self, slots: I64) -> None:
+        """Count SYNs that were never answered, and list those to mail ports."""
+        flows = self._flows
+        if not len(slots):
+            return
+        flows.state[slots] = NONE
+        ports = flows.ports[slots]
+        target = np.where(flows.side[slots] == 0, ports & np.uint32(0xFFFF), ports >> np.uint32(16))
+        slots = slots[self._mail_table[target]]
+        for ident in np.unique(flows.source[slots]).tolist():
+            some = slots[flows.source[slots] == ident]
+            some = some[np.lexsort((flows.frame[some], flows.ts[some]))]
+            room = max(self._limits.attempts - self._listed, 0)
+            for slot in some[:room].tolist():
+                self._attempt(slot, int(flows.side[slot]), self._names[ident], "unanswered", int(flows.syns[slot]))
+            if len(some) > room:
+                self._count(self._names[ident], "unanswered", len(some) - room, int(some[room]))
+
+    def _attempt(self, slot: int, side: int, source: str, result: str, syns: int, flow: Flow | None = None) -> None:
+        flows = self._flows
+        a, b = self._ends_of(slot)
+        orig, resp = (a, b) if side == 0 else (b, a)
+        self._count(source, result, 1, slot, flow)
+        if self._listed >= self._limits.attempts:
+            return
+        self._listed += 1
+        ts, frame = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
+        last, stream = (flow.ts_last, flow.stream) if flow else (int(flows.ts_last[slot]), int(flows.stream[slot]))
+        self.attempts.append(Attempt(source, ts, last, *orig, *resp, result, stream, frame, syns))
+
+    def _count(self, source: str, name: str, n: int, slot: int, flow: Flow | None = None) -> None:
+        flows = self._flows
+        entry = self._tally.get((source, name))
+        if entry is None:
+            ts, frame = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
+            entry = self._tally[source, name] = [0, ts, frame, "connection attempts to mail ports"]
+        entry[0] += n
+
+    # -- flows with objects
+
+    def _hand_over(self, p: Packets, b: "_Batch", todo: I64) -> None:
+        """Hand each group's rows to its connection, in order of the groups' first rows."""
+        big = b.counts[todo] > _BIG
+        small = todo[~big]
+        chosen = np.zeros(len(b.begins), np.bool_)
+        chosen[small] = True
+        c = b.columns(p, np.flatnonzero(chosen[b.group]))
+        place = np.zeros(len(b.begins), np.int64)
+        place[chosen] = np.cumsum(b.counts[chosen]) - b.counts[chosen]
+        slots, begins, counts = b.slots[todo].tolist(), place[todo].tolist(), b.counts[todo].tolist()
+        kind0, kind1 = self._flows.kind0[b.slots[todo]].tolist(), self._flows.kind1[b.slots[todo]].tolist()
+        for i, slot in enumerate(slots):
+            kinds = (kind0[i], kind1[i])
+            if counts[i] <= _BIG:
+                self._rows(slot, c, begins[i], begins[i] + counts[i], kinds)
+                continue
+            at = int(b.begins[todo[i]])
+            for start in range(at, at + counts[i], _BIG):
+                stop = min(start + _BIG, at + counts[i])
+                part = b.columns(p, np.arange(start, stop))
+                if not self._rows(slot, part, 0, stop - start, kinds):
+                    self._apart[-1][1].extend(b.row[stop : at + counts[i]].tolist())
+                    break
+
+    def _rows(self, slot: int, c: Columns, i: int, j: int, kinds: tuple[int, int]) -> bool:
+        """Rows of one flow; False when the rest of the batch's must be told apart by VLAN first."""
+        live = self._flows.live
+        while i < j:
+            flow = live.get(slot)
+            if flow is None:
+                i = self._asleep(slot, c, i, j)
+                if i >= j:
+                    break
+                flow = live[slot]
+            flow.half[0].kind, flow.half[1].kind = kinds
+            i = self._advance(flow, c, i, j)
+            if flow.over is not None:
+                self._close(flow, flow.over)
+                if flow.successor is not None:
+                    self._begin(slot, flow.successor, 0, self._stream(slot, c.row[min(i, j - 1)]))
+                    self._advance(live[slot], flow.successor, 0, 1)
+            elif flow.split:
+                flow.split = False
+                if c.kind[i] >> 8 not in (0, int(self._flows.vlan[slot])):
+                    self._flows.shared[slot] = True
+                    self._collect(flow)
+                    self._apart.append((slot, c.row[i:j]))
+                    return False
+                kinds = (c.kind[i], kinds[1]) if c.side[i] == 0 else (kinds[0], c.kind[i])
+        flow = live.get(slot)
+        if flow is not None:
+            self._collect(flow)
+        return True
+
+    def _asleep(self, slot: int, c: Columns, i: int, j: int) -> int:
+        """Rows of a flow without an object: skip what opens no connection, begin one with the first that does."""
+        flows, limits = self._flows, self._limits
+        state, last = int(flows.state[slot]), int(flows.ts_last[slot])
+        if state == HALF:
+            if c.ts[i] - last <= limits.half_open_idle:
+                self._wake_half(slot)
+                return i
+            self._forget_half(np.array([slot]))
+            state = NONE
+        if state == NONE:
+            while i < j and c.flags[i] & RST:
+                i += 1
+        else:
+            isn = (int(flows.isn0[slot]), int(flows.isn1[slot]))
+            end = (int(flows.end0[slot]), int(flows.end1[slot]))
+            while i < j and self._is_late(c, i, state, last, isn, end):
+                if c.wire[i] and slot in self._ended:
+                    self._late(slot, c, i, end[c.side[i]])
+                last = max(last, c.ts[i]) if state == IGNORED else last
+                i += 1
+            if state == IGNORED:
+                flows.ts_last[slot] = last
+        if i < j:
+            self._begin(slot, c, i, self._stream(slot, c.row[i]))
+        return i
+
+    def _is_late(self, c: Columns, k: int, state: int, last: int, isn: tuple[int, int], end: tuple[int, int]) -> bool:
+        """Whether a row is of the connection that is over (or ignored), not the first of another."""
+        limits, side, flags = self._limits, c.side[k], c.flags[k]
+        if flags & SYN:
+            return c.seq[k] == isn[side]
+        if flags & RST:
+            return True
+        if state == IGNORED:
+            return c.ts[k] - last <= limits.connection_idle
+        within = (c.seq[k] - isn[side]) & 0xFFFFFFFF <= (end[side] - isn[side] + 1) & 0xFFFFFFFF
+        return within or not c.wire[k] or c.ts[k] - last <= limits.closed_linger
+
+    def _late(self, slot: int, c: Columns, k: int, end: int) -> None:
+        """Payload on a connection that is over: a late copy, or octets from beyond its end."""
+        conn, told = self._ended[slot]
+        if (c.seq[k] + c.wire[k] - end) & 0xFFFFFFFF < 1 << 31 and c.seq[k] + c.wire[k] & 0xFFFFFFFF != end:
+            self._ended[slot] = (conn, told + 1)
+            if told < self._limits.connection_anomalies:
+                name = "data_after_reset" if conn.end == "reset" else "data_past_fin"
+                detail = f"{c.wire[k]} octets after the connection's end; ignored"
+                ident = self._identify(conn) if self._identify else None
+                self.anomalies.append(Anomaly(c.ts[k], conn.source, ident, None, name, detail, c.frame[k]))
+
+    def _wake_half(self, slot: int) -> None:
+        flows = self._flows
+        side = int(flows.side[slot])
+        ts = int(flows.ts[slot])
+        stream = self._numbers[slot][0][1] if slot in self._numbers else int(flows.stream[slot])
+        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, ts, int(flows.frame[slot]))
+        flow.orig, flow.handshake, flow.stage, flow.busy = side, True, 0, True
+        flow.ts_syn, flow.syns = ts, int(flows.syns[slot])
+        flow.ts_before = flow.ts_last = int(flows.ts_last[slot])
+        flow.half[side].begin(int(flows.isn1[slot] if side else flows.isn0[slot]) + 1, soft=False)
+        flows.state[slot] = LIVE
+        flows.live[slot] = flow
+        self._ended.pop(slot, None)
+
+    def _begin(self, slot: int, c: Columns, k: int, stream: int) -> None:
+        """A connection whose first packet is this row."""
+        flows = self._flows
+        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, c.ts[k], c.frame[k])
+        if c.flags[k] & SYN:
+            flow.stage, flow.busy = 0, True
+            flow.orig = 1 - c.side[k] if c.flags[k] & ACK else c.side[k]
+        else:
+            flow.orig = self._guess(int(flows.ports[slot]), c.side[k])
+        flows.state[slot] = LIVE
+        flows.live[slot] = flow
+        self._ended.pop(slot, None)
+
+    def _guess(self, ports: int, sender: int) -> int:
+        """Which side opened a connection that was joined in the middle: not the one with the server's port."""
+        a, b = ports >> 16, ports & 0xFFFF
+        for known in (a in self._mail_ports, b in self._mail_ports), (a < 1024, b < 1024):
+            if known[0] != known[1]:
+                return 1 if known[0] else 0
+        return sender if a == b else 1 if a < b else 0
+
+    def _advance(self, flow: Flow, c: Columns, i: int, j: int) -> int:
+        """Rows of a connection; one that is not recognised yet is looked at whenever its bound is hit."""
+        bound = self._limits.unrecognised_bytes
+        while not flow.wanted and max(flow.octets) + sum(c.length[i:j]) > bound and i < j:
+            held = list(flow.octets)
+            stop = i
+            while stop < j and max(held) <= bound:
+                held[c.side[stop]] += c.length[stop]
+                stop += 1
+            i = flow.run(c, i, stop)
+            if flow.over is not None or flow.split or i < stop:
+                return i
+            if max(flow.octets) > bound:
+                self._collect(flow)
+                if not flow.wanted:
+                    if flow.slot in self._flows.live:
+                        self._ignore(flow)
+                    return i
+            elif i >= j:
+                return i
+        return flow.run(c, i, j)
+
+    def _collect(self, flow: Flow, closed: bool = False) -> None:
+        """Deliver what a connection has brought, or ask whether it is wanted."""
+        if not flow.wanted:
+            flow.held += flow.items
+            flow.items = []
+            if not (flow.fresh or (closed and any(flow.octets))):
+                return
+            flow.fresh = False
+            answer = self._recognise(self._connection(flow), *self._heads(flow), closed)
+            if answer is None:
+                return
+            if not answer:
+                if not closed:
+                    self._ignore(flow)
+                return
+            flow.wanted = True
+            flow.items, flow.held = flow.held, []
+        items, flow.items = flow.items, []
+        conn = self._connection(flow)
+        if flow.anomalies:
+            ident = self._identify(conn) if self._identify else None
+            for ts, name, detail, frame in flow.anomalies:
+                self.anomalies.append(Anomaly(ts, flow.source, ident, None, name, detail, frame))
+            flow.anomalies = []
+        if closed:
+            conn.end = flow.over
+        if items or closed:
+            self._deliveries.append(Delivery(conn, _chunks(conn, flow.orig, items), closed))
+        if not closed:
+            if flow.ending is not None:
+                self._lingering[flow.slot] = flow
+            if flow.half[0].pend or flow.half[1].pend:
+                self._holding[flow.slot] = flow
+
+    def _connection(self, flow: Flow) -> Connection:
+        conn: Connection | None = flow.conn
+        if conn is None:
+            ends = self._ends_of(flow.slot)
+            orig, resp = ends if flow.orig == 0 else ends[::-1]
+            conn = Connection(flow.source, flow.stream, *orig, *resp, flow.ts, flow.frame)
+            flow.conn = conn
+        conn.start = "handshake" if flow.handshake else "mid"
+        conn.ts_syn, conn.ts_synack, conn.ts_open = flow.ts_syn, flow.ts_synack, flow.ts_open
+        conn.ts_last, conn.last_frame = flow.ts_last, flow.frame_last
+        return conn
+
+    def _heads(self, flow: Flow) -> tuple[bytes, bytes]:
+        """The first octets of both directions, as far as they are held."""
+        heads = [b"", b""]
+        for item in flow.held:
+            if len(heads[item.side]) < _HEAD:
+                heads[item.side] += item.data[: _HEAD - len(heads[item.side])]
+        return heads[flow.orig], heads[1 - flow.orig]
+
+    def _ignore(self, flow: Flow) -> None:
+        self._retire(flow, IGNORED)
+
+    def _close(self, flow: Flow, reason: str) -> None:
+        """A connection is over."""
+        flow.conclude(flow.over or reason)
+        if any(flow.octets) or flow.wanted:
+            self._collect(flow, closed=True)
+            state = CLOSED
+        else:
+            state = self._nothing_said(flow)
+        if flow.slot in self._flows.live:
+            self._retire(flow, state)
+
+    def _nothing_said(self, flow: Flow) -> int:
+        """A connection without payload: an attempt, when it was to a mail port."""
+        refused = flow.over == "reset" and flow.ts_synack is None
+        result = "refused" if refused else "silent" if flow.ts_synack is not None else "unanswered"
+        ports = int(self._flows.ports[flow.slot])
+        target = ports & 0xFFFF if flow.orig == 0 else ports >> 16
+        if flow.handshake and target in self._mail_ports:
+            self._attempt(flow.slot, flow.orig, flow.source, result, max(flow.syns, 1), flow)
+        return NONE if result == "unanswered" else CLOSED
+
+    def _retire(self, flow: Flow, state: int) -> None:
+        """Keep of a connection only what tells its late packets from another's."""
+        flows, slot = self._flows, flow.slot
+        zero, one = flow.half
+        flows.state[slot] = state
+        flows.isn0[slot], flows.isn1[slot] = (zero.base - 1) & 0xFFFFFFFF, (one.base - 1) & 0xFFFFFFFF
+        flows.end0[slot] = (zero.base + zero.next) & 0xFFFFFFFF
+        flows.end1[slot] = (one.base + one.next) & 0xFFFFFFFF
+        flows.ts_last[slot] = flow.ts_last
+        flows.wanted[slot] = flow.wanted
+        if flow.wanted:
+            self._ended[slot] = (flow.conn, 0)
+            if len(self._ended) > _ENDED:
+                del self._ended[next(iter(self._ended))]
+        del flows.live[slot]
+        self._lingering.pop(slot, None)
+        self._holding.pop(slot, None)
+
+    def _ends_of(self, slot: int) -> tuple[tuple[str, int], tuple[str, int]]:
+        flows = self._flows
+        ports = int(flows.ports[slot])
+        a = _ip_text(int(flows.a_hi[slot]), int(flows.a_lo[slot]))
+        return (a, ports >> 16), (_ip_text(int(flows.b_hi[slot]), int(flows.b_lo[slot])), ports & 0xFFFF)
+
+    # -- bounds
+
+    def _checkpoint(self, ts: int) -> None:
+        """Look at the global bounds; `ts` is that of the row at which the mark was passed."""
+        self._sweep(min(ts, self._mark))  # one wrong time alone ends nothing
+        self._mark = ts
+        limits, flows = self._limits, self._flows
+        for flow in sorted(self._lingering.values(), key=lambda f: f.end_ts)[: max(len(self._lingering) - limits.lingering, 0)]:
+            self._close(flow, flow.ending or "timeout")
+        self._bound_pending()
+        if len(flows.live) > limits.connections:
+            oldest = sorted(flows.live.values(), key=lambda f: (f.ts_last, f.slot))
+            for flow in oldest[: len(oldest) - limits.connections * 9 // 10]:
+                self._count(flow.source, "connections_dropped", 1, flow.slot, flow)
+                self._tally[flow.source, "connections_dropped"][3] = "connections were closed early to stay in bounds"
+                self._close(flow, "timeout")
+        if len(flows.live) * 4 * limits.history_bytes > limits.history_total:
+            halves = [h for flow in flows.live.values() for h in flow.half]
+            if sum(h.old_octets for h in halves) > limits.history_total:
+                for h in halves:
+                    h.old, h.old_octets = None, 0
+        if flows.count > 2 * limits.connections:
+            self._forget_oldest()
+
+    def _bound_pending(self) -> None:
+        """Give up the holes of the largest holders while too much is held in all."""
+        held = {
+            slot: sum(h.pend.octets + _PIECE_COST * h.pend.pieces for h in flow.half if h.pend)
+            for slot, flow in self._holding.items()
+        }
+        total = sum(held.values())
+        self._holding = {slot: flow for slot, flow in self._holding.items() if held[slot]}
+        for slot, size in sorted(held.items(), key=lambda item: (-item[1], item[0])):
+            if total <= self._limits.pending_total:
+                break
+            flow = self._holding.pop(slot)
+            flow.give_up_all()
+            self._collect(flow)
+            total -= size
+
+    def _sweep(self, now: int) -> None:
+        """Close what would be over at its next packet anyhow."""
+        limits, flows = self._limits, self._flows
+        for flow in list(self._lingering.values()):
+            if flow.ending is None:
+                del self._lingering[flow.slot]
+            elif now - flow.end_ts > flow.linger:
+                self._close(flow, flow.ending)
+        half = np.flatnonzero(flows.state[: flows.count] == HALF)
+        self._forget_half(half[now - flows.ts_last[half] > limits.half_open_idle])
+        if now - self._swept > limits.connection_idle // 24:
+            self._swept = now
+            for flow in list(flows.live.values()):
+                if now - flow.ts_last > limits.connection_idle:
+                    self._close(flow, "timeout")
+
+    def _forget_oldest(self) -> None:
+        """Drop the rows of flows not heard of for longest; should they come back they count as new conversations."""
+        flows = self._flows
+        state = flows.state[: flows.count]
+        self._forget_half(np.flatnonzero(state == HALF)[: -self._limits.connections // 2])
+        ts = flows.ts_last[: flows.count].copy()
+        for slot, flow in flows.live.items():
+            ts[slot] = flow.ts_last
+        ts[state == LIVE] = 1 << 62
+        keep = np.sort(np.argsort(ts, kind="stable")[-self._limits.connections :])
+        flows.forget(keep)
+        self._ended.clear()
+        self._lingering = {flow.slot: flow for flow in self._lingering.values()}
+        self._holding = {flow.slot: flow for flow in self._holding.values()}
+
+
+class _Batch:
+    """Columns of the rows that need a look, sorted by flow."""
+
+    def __init__(
+        self,
+        p: Packets,
+        row: I64,
+        side: NDArray[np.uint8],
+        flags: NDArray[np.uint8],
+        ts: I64,
+        jump: NDArray[np.bool_],
+        begins: I64,
+        counts: I64,
+        group: I64,
+        slots: I64,
+    ) -> None:
+        self.row, self.side, self.flags, self.ts = row, side, flags, ts
+        self.begins, self.counts, self.group, self.slots = begins, counts, group, slots
+        self.seq, self.ack = p.seq[row], p.ack[row]
+        self.length, self.wire = p.length[row], p.wire_length[row]
+        self.kind = p.vlan[row].astype(np.int32) << 8 | p.ttl[row]
+        self.odd = (flags & np.uint8(SYN | FIN | RST | URG) != 0) | (flags & np.uint8(ACK) == 0)
+        self.odd |= (self.wire != self.length) | jump
+        self.other_kind = jump
+        places, n = np.arange(len(row)), len(row)
+        self.first0 = np.minimum.reduceat(np.where(side == 0, places, n), begins)
+        self.first1 = np.minimum.reduceat(np.where(side == 1, places, n), begins)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def columns(self, p: Packets, at: I64) -> Columns:
+        """Some of the rows as lists."""
+        c = Columns()
+        rows = self.row[at]
+        c.buf = p.data if isinstance(p.data, bytes) else memoryview(p.data)
+        c.row = rows.tolist()
+        c.side, c.odd = self.side[at].tolist(), self.odd[at].tolist()
+        c.seq, c.ack, c.flags = self.seq[at].tolist(), self.ack[at].tolist(), self.flags[at].tolist()
+        c.length, c.wire = self.length[at].tolist(), self.wire[at].tolist()
+        place = p.payload[rows]
+        c.place, c.end = place.tolist(), (place + self.length[at]).tolist()
+        c.ts, c.frame, c.kind = self.ts[at].tolist(), p.frame[rows].tolist(), self.kind[at].tolist()
+        return c
+
+
+def _ends(p: Packets, rows: I64) -> tuple[Ends, NDArray[np.uint8]]:
+    """Ends of each row's flow, the lower first, and which of them sent it."""
+    s_hi, s_lo, d_hi, d_lo = p.src_hi[rows], p.src_lo[rows], p.dst_hi[rows], p.dst_lo[rows]
+    s_port, d_port = p.src_port[rows].astype(np.uint32), p.dst_port[rows].astype(np.uint32)
+    higher = (s_lo > d_lo) | ((s_lo == d_lo) & (s_port > d_port))
+    if s_hi.any() or d_hi.any():
+        higher = (s_hi > d_hi) | ((s_hi == d_hi) & higher)
+    ports = np.where(higher, d_port << np.uint32(16) | s_port, s_port << np.uint32(16) | d_port)
+    a_hi, b_hi = np.where(higher, d_hi, s_hi), np.where(higher, s_hi, d_hi)
+    a_lo, b_lo = np.where(higher, d_lo, s_lo), np.where(higher, s_lo, d_lo)
+    return Ends(a_hi, a_lo, b_hi, b_lo, ports, np.zeros(len(rows), np.int32)), higher.astype(np.uint8)
+
+
+def _chunks(conn: Connection, orig: int, items: list[Item]) -> list[Chunk]:
+    if len(items) > 1:
+        items.sort(key=_order)
+    chunks = []
+    for _, side, gap, offset, data, starts, ts, frames, acks in items:
+        if side == orig:
+            conn.orig_bytes += len(data)
+        else:
+            conn.resp_bytes += len(data)
+        if gap > 0:
+            conn.gap_bytes += gap
+        chunks.append(Chunk(side == orig, gap, offset, data, starts, ts, frames, acks))
+    return chunks
+
+
+def _order(item: Item) -> int:
+    return item.order
+
+
+@lru_cache(maxsize=65536)
+def _ip_text(hi: int, lo: int) -> str:
+    """An address in text (RFC 5952)."""
+    if hi == 0 and lo >> 32 == V4_PREFIX >> 32:
+        return f"{lo >> 24 & 255}.{lo >> 16 & 255}.{lo >> 8 & 255}.{lo & 255}"
+    return str(ipaddress.IPv6Address(hi << 64 | lo))
