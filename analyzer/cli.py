@@ -7,6 +7,7 @@
 4. Nothing heavy is imported before a verb needs it: --help is instant.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,7 +199,9 @@ def _run(captures: Sequence[str], more: Sequence[str], keylogs: Sequence[str], q
     from analyzer.pipeline import run
 
     with _progress(quiet) as report:
-        return run(inputs, keylogs=keylogs, progress=report)
+        result = run(inputs, keylogs=keylogs, progress=report)
+    gc.freeze()  # the tables live to the end of the process: no collection need look at them
+    return result
 
 
 def _warn(result: "Result") -> None:
@@ -466,7 +469,7 @@ def schema(table: str | None, layout: str) -> None:
     from analyzer.views.schema import shown
 
     with _reader_may_leave():
-        sys.stdout.write(shown(table, layout, _look(False)))
+        sys.stdout.write(_encodable(shown(table, layout, _look(False)), sys.stdout))
 
 
 @cli.command(short_help="Analyze the built-in story capture.")

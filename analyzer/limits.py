@@ -123,7 +123,7 @@ class Limits:
     dns_copy: int = 1_000_000_000
     """Time around an answer in which another copy of its question is that question again, not a new one."""
     dns_answered: int = 20_000
-    """Answered questions remembered to know copies of the question and the answer: the oldest are forgotten."""
+    """Datagrams for which an answer is remembered, to know copies of it and of its question."""
     dns_memo: int = 32_768
     """Decoded DNS messages remembered (short ones): the oldest are forgotten; only speed depends on it."""
     dns_questions: int = 16

@@ -40,8 +40,8 @@ class Path5:
 
     def __init__(self, rng: random.Random, port: int, v6: bool = False) -> None:
         self.v6 = v6
-        a, b = rng.getrandbits(24), rng.getrandbits(24)
-        self.ends = (0x0A000000 | a, rng.randrange(32768, 61000)), (0x0A000000 | b, port)
+        client, server = rng.randrange(2000) * 7919, (port << 8) + rng.randrange(40)  # a site of hosts, not a new one per flow
+        self.ends = (0x0A000000 | client & 0xFFFFFF, rng.randrange(1024, 65535)), (0x0B000000 | server & 0xFFFFFF, port)
 
     def ip(self, protocol: int, source: int, payload: bytes) -> bytes:
         src, dst = self.ends[source][0], self.ends[1 - source][0]

@@ -244,6 +244,11 @@ def test_completion(mailhop, shell):
     assert "_MAILHOP_COMPLETE" in mailhop("completion", shell).out
 
 
+def test_completion_knows_the_verbs(command):
+    done = command(_MAILHOP_COMPLETE="bash_complete", COMP_WORDS="mailhop an", COMP_CWORD="1")
+    assert (done.status, done.out) == (0, "plain,analyze\n")
+
+
 @pytest.mark.parametrize("verb", list(cli.commands))
 def test_every_verb_has_help_with_an_example(mailhop, verb):
     done = mailhop(verb, "--help")

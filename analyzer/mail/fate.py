@@ -136,6 +136,8 @@ class Judge:
                 return _worst([self._follow(address, kids, depth + 1) for address in made])
         if self._in_mailbox(low, leg) or self._final(low, leg):
             return here._replace(outcome="delivered")
+        if self._stuck(leg):
+            return here._replace(outcome="bounced")
         return here
 
     @staticmethod
@@ -174,6 +176,21 @@ class Judge:
                     return True
                 if other.parent is leg and len(_recipients(leg)) == 1:
                     return True
+        return False
+
+    def _stuck(self, leg: Leg) -> bool:
+        """The next server's EHLO reply did not offer what the message needs: its client left without a transaction."""
+        s = leg.sighting
+        assert s is not None
+        for lost in self.trace.lost or ():
+            if lost.session is None or lost.client is not leg.server or lost.ts < s.ts:
+                continue
+            offered = dict(word.partition(" ")[::2] for word in lost.session.capabilities)
+            limit = offered.get("SIZE", "")
+            if offered and s.wants_utf8 and "SMTPUTF8" not in offered:
+                return True
+            if s.size is not None and limit.isdigit() and 0 < int(limit) < s.size:  # RFC 1870 4
+                return True
         return False
 
     def _final(self, low: str, leg: Leg) -> bool:

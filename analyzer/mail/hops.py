@@ -116,6 +116,8 @@ class Lost(NamedTuple):
     session: SessionInfo | None
     hop: "Leg | None"
     """The hop that followed it, when the message went on from this client."""
+    known: bool
+    """Whether its message could be told."""
 
 
 class MailboxStep(NamedTuple):

@@ -62,6 +62,8 @@ class Use(NamedTuple):
     """All hops of the session."""
     floor: int
     """Nothing before this can have been for it: the message was not there yet."""
+    reused: bool = False
+    """A further message on an open connection; `syn` is then when it was begun."""
 
 
 class Queue:
@@ -227,8 +229,11 @@ class Lookups:
             client, server = hosts.of(use.client_ip), hosts.of(use.server_ip)
             if id(client) in self._rows_of:
                 by_client.setdefault(id(client), []).append(use)
-            if id(server) in self._rows_of:
+            if id(server) in self._rows_of and not use.reused:
                 by_server.setdefault(id(server), []).append(use)
+        again = {machine: [use for use in theirs if use.reused] for machine, theirs in by_client.items()}
+        for machine, theirs in by_client.items():
+            by_client[machine] = [use for use in theirs if not use.reused]
         taken: dict[int, Leg | None] = {}
         for machine, theirs in by_server.items():
             self._callers(self._rows_of[machine], theirs, taken)
@@ -240,6 +245,7 @@ class Lookups:
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
             self._leftovers(self._rows_of[machine], theirs, taken)
+            self._next_hops(self._rows_of[machine], again[machine], taken, set(), _SOON)
         self.bound = {row: leg for row, leg in taken.items() if leg is not None}
         for row in sorted(self.bound, key=self._when):
             leg = self.bound[row]
@@ -284,7 +290,7 @@ class Lookups:
                 rows = names[name]
                 at = bisect_right(rows, use.syn + _MS, key=self.ts.__getitem__)
                 for row in rows[max(at - _ACTIVE, 0) : at]:
-                    soon = self.ts[row] >= max(use.floor, use.syn - _SOON)
+                    soon = self.ts[row] >= max(use.floor, use.syn - (_LATE if use.floor > 0 else _SOON))
                     if soon and row not in taken and self.purpose(row) in _OUTWARD:
                         taken[row] = use.leg
 

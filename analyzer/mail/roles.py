@@ -14,6 +14,7 @@ from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.lookups import Lookups
 from analyzer.mail.reports import domain_of
 from analyzer.mail.sightings import Sighting
+from analyzer.protocols.base import SessionInfo
 
 SUBMISSION_PORTS = (587, 465)
 _LOOK_BACK = 16
@@ -32,7 +33,7 @@ class Exchangers(NamedTuple):
 class Scene:
     """What the machines do in the whole capture."""
 
-    def __init__(self, traces: list[Trace], hosts: Hosts, lookups: Lookups) -> None:
+    def __init__(self, traces: list[Trace], idle: list[SessionInfo], hosts: Hosts, lookups: Lookups) -> None:
         self.hosts = hosts
         self.lookups = lookups
         self.lmtp_clients: set[int] = set()
@@ -54,7 +55,20 @@ class Scene:
                     self.servers.add(id(leg.server))
                     if leg.client is not None and first_handler(leg):
                         self.origins.add(id(leg.client))
+        for info in idle:
+            if info.protocol == "lmtp":
+                self.lmtp_clients.add(id(hosts.of(info.client_ip)))
+                self.lmtp_servers.add(id(hosts.of(info.server_ip)))
         self._mx_somewhere: set[int] | None = None
+        self.has_exchangers = bool(lookups.book.exchangers or lookups.book.addresses)
+        self._leg: Leg | None = None
+        self._domains: list[str] = []
+
+    def domains(self, leg: Leg) -> list[str]:
+        """Domains of a hop's first recipients."""
+        if self._leg is not leg:
+            self._leg, self._domains = leg, recipient_domains(leg)
+        return self._domains
 
     def exchangers(self, domain: str) -> Exchangers | None:
         """The MX hosts of a domain; None when no answer tells."""
@@ -65,6 +79,8 @@ class Scene:
     def _look_up(self, domain: str) -> Exchangers | None:
         book = self.lookups.book
         targets = {t: p for t, p in book.exchangers.get(domain, {}).items() if t}
+        if not targets and domain not in book.exchangers and book.resolve(domain):
+            targets = {domain: 0}  # RFC 5321 5.1: the implicit MX
         if not targets:
             return None
         lowest = min(targets.values())
@@ -86,7 +102,7 @@ class Scene:
             return True
         return False if machines or any(self.lookups.book.resolve(name) for name in names) else None
 
-    def exchanges_somewhere(self, machine: Machine) -> bool:
+    def exchanges_somewhere(self, machine: Machine | None) -> bool:
         """Whether a machine is MX of any domain."""
         if self._mx_somewhere is None:
             self._mx_somewhere = set()
@@ -123,21 +139,18 @@ def _wants_login(leg: Leg, _: Scene) -> bool:
 
 
 def _is_exchanger(leg: Leg, scene: Scene) -> bool:
-    return leg.server is not None and any(scene.exchanges_for(leg.server, d) for d in recipient_domains(leg))
+    return leg.server is not None and any(scene.exchanges_for(leg.server, d) for d in scene.domains(leg))
 
 
 def _no_exchanger(leg: Leg, scene: Scene) -> bool:
-    found = [scene.exchanges_for(leg.server, d) for d in recipient_domains(leg)] if leg.server is not None else []
+    found = [scene.exchanges_for(leg.server, d) for d in scene.domains(leg)] if leg.server is not None else []
     return bool(found) and all(answer is False for answer in found)
 
 
-def _named_like(leg: Leg, _: Scene) -> bool:
-    return leg.server is not None and any(same_domain(n, d) for d in recipient_domains(leg) for n in _names(leg.server, leg))
-
-
-def _names(machine: Machine, leg: Leg) -> Iterable[str]:
+def _named_like(leg: Leg, scene: Scene) -> bool:
+    names = leg.server.names if leg.server is not None else ()
     by = leg.field.by if leg.field is not None else None
-    return [*machine.names, by] if by else machine.names
+    return any((by is not None and same_domain(by, d)) or any(same_domain(n, d) for n in names) for d in scene.domains(leg))
 
 
 def same_domain(host: str, domain: str) -> bool:
@@ -156,7 +169,7 @@ def _told_to_use(leg: Leg, scene: Scene) -> bool:
     asked = scene.lookups.asked_by(leg.client)
     if not asked or not any(n in asked for ip in leg.server.ips for n in scene.lookups.book.owners_of(ip)):
         return False
-    return not any(d in asked and scene.exchanges_for(leg.server, d) is not False for d in recipient_domains(leg))
+    return not any(d in asked and scene.exchanges_for(leg.server, d) is not False for d in scene.domains(leg))
 
 
 def _passes_on(leg: Leg, _: Scene) -> bool:
@@ -174,8 +187,9 @@ def _passes_on(leg: Leg, _: Scene) -> bool:
     return False
 
 
-def _took_in_as(role: str) -> "Test":
-    return lambda leg, _: leg.parent is not None and leg.parent.server_role == role and leg.parent.server is leg.client
+def _took_in_as(leg: Leg, _: Scene) -> str | None:
+    """The role in which the client got the message."""
+    return leg.parent.server_role if leg.parent is not None and leg.parent.server is leg.client else None
 
 
 def _signed_the_top(leg: Leg, _: Scene) -> bool:
@@ -190,6 +204,10 @@ def _signed_the_top(leg: Leg, _: Scene) -> bool:
     return leg.client.answers_to(by) or (called is not None and called.rstrip(".").lower() == by)
 
 
+def _serves(leg: Leg, scene: Scene) -> bool:
+    return id(leg.client) in scene.servers
+
+
 def _made_by_server(s: Sighting | None) -> bool:
     return s is not None and s.mail_from == ""
 
@@ -202,53 +220,60 @@ def _login_below(leg: Leg, _: Scene) -> bool:
     return trail is not None and trail.field.authenticated and leg.protocol == "smtp"
 
 
-Test = Callable[[Leg, Scene], bool]
-
-
 class Rule(NamedTuple):
     """One rule of evidence."""
 
     role: str
+    """The role it speaks for; `*`: the one that `holds` returns."""
     weight: int
     says: str
-    holds: Test
+    holds: Callable[[Leg, Scene], bool | str | None]
+    needs: str = ""
+    """What the hop must have for the rule to be worth asking: `seen` (by packets), `session`, `parent`, `smtp`, `dns`."""
 
 
 SERVER_RULES = (
     Rule("mda", 20, "takes mail by LMTP", lambda leg, _: leg.protocol == "lmtp"),
-    Rule("msa", 15, "serves the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS),
-    Rule("msa", 15, "its client logged in", lambda leg, _: _logged_in(leg)),
-    Rule("msa", 4, "asks for a login", _wants_login),
-    Rule("mx", 6, "is an MX of the recipient's domain", _is_exchanger),
-    Rule("mx", 6, "hands mail to an MDA", lambda leg, scene: id(leg.server) in scene.lmtp_clients),
-    Rule("mx", 2, "is an MX of some domain", lambda leg, scene: leg.server is not None and scene.exchanges_somewhere(leg.server)),
-    Rule("mx", 2, "its name is of the recipient's domain", _named_like),
-    Rule("mta", 3, "is no MX of the recipient's domain", _no_exchanger),
-    Rule("mta", 2, "its client was told to use it", _told_to_use),
-    Rule("mta", 2, "passes mail on for the same recipients", _passes_on),
-    Rule("mx", 1, "takes mail on port 25", lambda leg, _: _port(leg) == 25),
+    Rule("msa", 15, "serves the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS, "session"),
+    Rule("msa", 15, "its client logged in", lambda leg, _: _logged_in(leg), "smtp"),
+    Rule("msa", 4, "asks for a login", _wants_login, "seen"),
+    Rule("mx", 6, "is an MX of the recipient's domain", _is_exchanger, "dns"),
+    Rule("mx", 6, "hands mail to an MDA", lambda leg, scene: id(leg.server) in scene.lmtp_clients, "smtp"),
+    Rule("mx", 2, "is an MX of some domain", lambda leg, scene: scene.exchanges_somewhere(leg.server), "dns"),
+    Rule("mx", 2, "its name is of the recipient's domain", _named_like, "smtp"),
+    Rule("mta", 3, "is no MX of the recipient's domain", _no_exchanger, "dns"),
+    Rule("mta", 2, "its client was told to use it", _told_to_use, "dns"),
+    Rule("mta", 2, "passes mail on for the same recipients", _passes_on, "smtp"),
+    Rule("mx", 1, "takes mail on port 25", lambda leg, _: _port(leg) == 25, "session"),
 )
 """What makes a server `msa mta mx mda`."""
 
 CLIENT_RULES = (
-    Rule("mta", 14, "wrote the newest trace field and logged in", lambda leg, s: _logged_in(leg) and _signed_the_top(leg, s)),
-    Rule("mua", 10, "logs in to submit", lambda leg, _: _logged_in(leg)),
-    Rule("mua", 4, "uses the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS),
-    Rule("mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and id(leg.client) not in s.servers),
     Rule(
-        "mua", 2, "hands in messages of its own", lambda leg, s: id(leg.client) in s.origins and id(leg.client) not in s.servers
+        "mta",
+        14,
+        "wrote the newest trace field and logged in",
+        lambda leg, s: _logged_in(leg) and _signed_the_top(leg, s),
+        "seen",
     ),
+    Rule("mua", 10, "logs in to submit", lambda leg, _: _logged_in(leg), "smtp"),
+    Rule("mua", 4, "uses the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS, "session"),
+    Rule("mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and not _serves(leg, s), "seen"),
+    Rule("mua", 2, "hands in messages of its own", lambda leg, s: id(leg.client) in s.origins and not _serves(leg, s)),
     Rule("mda", 8, "takes mail by LMTP", lambda leg, s: id(leg.client) in s.lmtp_servers),
     Rule("mx", 8, "hands mail to an MDA", lambda leg, _: leg.protocol == "lmtp"),
-    Rule("msa", 7, "took the message in as MSA", _took_in_as("msa")),
-    Rule("mta", 7, "took the message in as relay", _took_in_as("mta")),
-    Rule("mx", 7, "took the message in as MX", _took_in_as("mx")),
-    Rule("mda", 7, "took the message in as MDA", _took_in_as("mda")),
-    Rule("msa", 4, "took the message in from a login", _login_below),
-    Rule("mta", 3, "sends mail with trace fields", lambda leg, _: leg.sighting is not None and leg.sighting.trail is not None),
-    Rule("mta", 3, "sends a server's own message", lambda leg, _: _made_by_server(leg.sighting)),
-    Rule("mta", 3, "takes mail by SMTP itself", lambda leg, s: id(leg.client) in s.servers),
-    Rule("mta", 1, "sends to port 25", lambda leg, _: _port(leg) == 25),
+    Rule("*", 7, "took the message in", _took_in_as, "parent"),
+    Rule("msa", 4, "took the message in from a login", _login_below, "seen"),
+    Rule(
+        "mta",
+        3,
+        "sends mail with trace fields",
+        lambda leg, _: leg.sighting is not None and leg.sighting.trail is not None,
+        "seen",
+    ),
+    Rule("mta", 3, "sends a server's own message", lambda leg, _: _made_by_server(leg.sighting), "seen"),
+    Rule("mta", 3, "takes mail by SMTP itself", _serves),
+    Rule("mta", 1, "sends to port 25", lambda leg, _: _port(leg) == 25, "session"),
 )
 """What makes a client `mua msa mta mx mda`."""
 
@@ -280,21 +305,46 @@ def assign(traces: list[Trace], scene: Scene) -> None:
                     leg.kind = "relay"
 
 
+def _applicable(rules: tuple[Rule, ...], leg: Leg, scene: Scene) -> tuple[Rule, ...]:
+    """The rules worth asking about such a hop."""
+    has = (
+        leg.sighting is not None,
+        leg.session is not None,
+        leg.parent is not None,
+        leg.protocol == "smtp",
+        scene.has_exchangers,
+    )
+    key = (rules is SERVER_RULES, *has)
+    found = _WORTH.get(key)
+    if found is None:
+        needs = {"", *(need for need, there in zip(_NEEDS, has, strict=True) if there)}
+        if leg.protocol != "smtp":
+            needs.discard("dns")
+        found = _WORTH[key] = tuple(rule for rule in rules if rule.needs in needs)
+    return found
+
+
+_NEEDS = ("seen", "session", "parent", "smtp", "dns")
+_WORTH: dict[tuple[bool, ...], tuple[Rule, ...]] = {}
+
+
 def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene, machine: Machine | None) -> str | None:
     weights: dict[str, int] = {}
-    held: list[Rule] = []
-    for rule in rules:
-        if rule.holds(leg, scene):
-            held.append(rule)
-            weights[rule.role] = weights.get(rule.role, 0) + rule.weight
+    held: list[tuple[str, str]] = []
+    for role, weight, says, holds, _ in _applicable(rules, leg, scene):
+        found = holds(leg, scene)
+        if found:
+            spoken_for = role if role != "*" else str(found)
+            held.append((spoken_for, says))
+            weights[spoken_for] = weights.get(spoken_for, 0) + weight
     if not weights:
         return None
-    role = max(weights, key=weights.__getitem__)
+    decided = max(weights, key=weights.__getitem__) if len(weights) > 1 else held[0][0]
     if machine is not None:
-        for rule in held:
-            if rule.role == role:
-                machine.evidence[role, rule.says] += 1
-    return role
+        for evidence in held:
+            if evidence[0] == decided:
+                machine.evidence[evidence] += 1
+    return decided
 
 
 def name_servers(hosts: Hosts, lookups: Lookups) -> dict[str, str]:

@@ -32,12 +32,11 @@ class Trail:
     A trail is its newest field and the trail below: two sightings whose trails meet have a common past.
     """
 
-    __slots__ = ("below", "field", "length", "raw_hash")
+    __slots__ = ("below", "field", "length")
 
-    def __init__(self, field: Received, below: "Trail | None", raw_hash: int) -> None:
+    def __init__(self, field: Received, below: "Trail | None") -> None:
         self.field = field
         self.below = below
-        self.raw_hash = raw_hash
         self.length: int = 1 + (below.length if below else 0)
 
     def __iter__(self) -> Any:
@@ -99,6 +98,7 @@ class Sighting:
         "uid",
         "uidl",
         "uidvalidity",
+        "wants_utf8",
     )
 
     session: SessionInfo
@@ -120,6 +120,8 @@ class Sighting:
     """SIZE= of MAIL (RFC 1870)."""
     envelope_id: str | None
     """ENVID= of MAIL (RFC 3461)."""
+    wants_utf8: bool
+    """SMTPUTF8 of MAIL (RFC 6531): servers that do not offer it cannot take it."""
     recipients: list[Recipient]
     outcome: str
     code: int | None
@@ -179,7 +181,8 @@ class Digester:
     """Makes sightings, sharing what they have in common."""
 
     def __init__(self) -> None:
-        self._trails: dict[tuple[int, int], Trail] = {}
+        self._trails: dict[int, Trail] = {}
+        """By the hash of the newest field's octets and of all below: 64 bits, keyed anew in each process."""
         self._fields: dict[int, Received] = {}
 
     def sighting(self, event: MessageCarried) -> Sighting:
@@ -197,11 +200,13 @@ class Digester:
         s.first_frame, s.last_frame = event.first_frame, event.last_frame
         s.mail_from = event.mail_from
         s.size_stated = s.envelope_id = None
+        s.wants_utf8 = False
         if event.mail_parameters:
             found = _SIZE.search(event.mail_parameters)
             s.size_stated = int(found[1]) if found else None
             found = _ENVID.search(event.mail_parameters)
             s.envelope_id = xtext(found[1]) if found else None
+            s.wants_utf8 = "SMTPUTF8" in event.mail_parameters.upper()
         s.recipients = event.recipients
         s.outcome = event.outcome
         s.code, s.enhanced_code, s.reply_text, s.queue_id = event.code, event.enhanced_code, event.reply_text, event.queue_id
@@ -294,17 +299,17 @@ class Digester:
     def _trail(self, fields: list[bytes]) -> Trail:
         trail: Trail | None = None
         trails = self._trails
-        below = 0
+        mark = 0
         for raw in reversed(fields):
-            mark = hash(raw)
-            known = trails.get((mark, below))
+            mark = hash((raw, mark))
+            known = trails.get(mark)
             if known is None:
-                field = self._fields.get(mark)
+                own = hash(raw)
+                field = self._fields.get(own)
                 if field is None:
-                    field = self._fields[mark] = parse_received(raw)
-                known = trails[mark, below] = Trail(field, trail, mark)
+                    field = self._fields[own] = parse_received(raw)
+                known = trails[mark] = Trail(field, trail)
             trail = known
-            below = id(known)
         assert trail is not None
         return trail
 

@@ -182,7 +182,7 @@ class _Telling:
         self._join()
         machines = self._machines()
         self.lookups.settle(self.hosts, machines)
-        self.scene = roles.Scene(self.traces, self.hosts, self.lookups)
+        self.scene = roles.Scene(self.traces, self.idle, self.hosts, self.lookups)
         roles.assign(self.traces, self.scene)
         server_roles = roles.name_servers(self.hosts, self.lookups)
         lost = self._lost()
@@ -305,7 +305,7 @@ class _Telling:
         ):
             client, server = self.hosts.of(client_ip), self.hosts.of(server_ip)
             trace, hop = index.made_for(ts, client, server, port, self.scene)
-            item = Lost(ts, client, source, client_ip, server_ip, detail, frame, session, hop)
+            item = Lost(ts, client, source, client_ip, server_ip, detail, frame, session, hop, trace is not None)
             lost.append(item)
             if trace is not None:
                 if trace.lost is None:
@@ -334,7 +334,13 @@ class _Telling:
                 floor = min(legs[0].parent.end - (_EARLY if legs[0].parent.sighting is not None else 10 * _EARLY), syn)
             client = info.stated_client_ip or info.client_ip
             uses.append(Use(syn, max(conn.ts_last, syn), info, client, info.server_ip, legs[0], tuple(legs), floor))
+            for leg in legs[1:]:  # a client may ask before it finds that an open connection will do
+                if leg.parent is not None and leg.parent.end > syn:
+                    since = leg.parent.end - _EARLY
+                    uses.append(Use(leg.ts, leg.ts, info, client, info.server_ip, leg, (), since, reused=True))
         for item in lost:
+            if item.hop is None and not item.known:
+                continue
             end = item.session.connection.ts_last if item.session is not None else item.ts
             uses.append(Use(item.ts, max(end, item.ts), item.session, item.client_ip, item.server_ip, item.hop, (), -1))
         return uses

@@ -38,6 +38,7 @@ class Inbox:
         "cut",
         "ended",
         "kept",
+        "kept_octets",
         "limits",
         "pos",
         "seen",
@@ -54,7 +55,8 @@ class Inbox:
         self.cut = False
         """The line read last was cut: it goes on."""
         self.kept: list[Chunk] | None = None
-        """Copies of what comes, while a reader may want to go back (it sets the list)."""
+        """What came since `keep`, while a reader may want to go back; None drops it."""
+        self.kept_octets = 0
         self._buf = b""
         self._more: list[bytes] = []
         self._more_bytes = 0
@@ -72,6 +74,7 @@ class Inbox:
         self.seen = True
         if self.kept is not None:
             self.kept.append(chunk)
+            self.kept_octets += len(chunk.data)
         if chunk.gap or self._waiting or chunk.offset != self._next:
             if chunk.offset != self._next and not chunk.gap:
                 if not self._waiting and not self.available:  # a new count of offsets (the TLS layer's)
@@ -168,6 +171,12 @@ class Inbox:
             self._frames, self._acks = _list(chunk.frames), _list(chunk.acks)
         return chunk.gap
 
+    def has_line(self) -> bool:
+        """`line` has something to return."""
+        if self._buf.find(b"\n", self.pos) >= 0 or self.available > self.limits.line_bytes + 1:
+            return True
+        return bool(self._more) and self._more_end()
+
     def line(self) -> bytes | None:
         """The next line without its end (CRLF, or a bare LF); None when it is not whole yet.
 
@@ -232,6 +241,19 @@ class Inbox:
         if i < 0:
             return (self._ts[0], self._frames[0], -1) if self._ts else (None, None, -1)
         return self._ts[i], self._frames[i], self._acks[i]
+
+    def span(self, begin: int, end: int) -> tuple[int | None, int | None, int, int | None, int | None]:
+        """Time, frame number and acknowledgement at the octet `begin`, time and frame number at the octet before `end`."""
+        if len(self._starts) == 1:
+            ts, frame = self._ts[0], self._frames[0]
+            return ts, frame, self._acks[0], ts, frame
+        ts_last, frame_last, _ = self.segment_at(end - 1)
+        return *self.segment_at(begin), ts_last, frame_last
+
+    def keep(self, orig: bool) -> None:
+        """From here on, keep what is unread and what comes."""
+        self.kept = self.unread(orig)
+        self.kept_octets = sum(len(chunk.data) for chunk in self.kept)
 
     def unread(self, orig: bool) -> list[Chunk]:
         """Everything unread, as chunks; it stays."""

@@ -46,6 +46,10 @@ _VERB = re.compile(rb"[ \t]*([A-Za-z][A-Za-z0-9-]{1,15})(?:[ \t]+(.*?))?[ \t]*\Z
 _OCTETS = re.compile(rb"\+OK[ \t]+(\d{1,15})(?:[ \t]+octets)?\b", re.IGNORECASE)
 _FIELD = re.compile(rb"[!-9;-~]{1,76}[ \t]*:")
 _LISTING = re.compile(rb"\d+ \S+\Z")
+_END = b"\r\n.\r\n"
+_SMALL = 8 << 10
+_END_LF = re.compile(rb"\n\.\r?\n")
+_HELD_LF = re.compile(rb"\n(?:\.\r?)?\Z")
 _STATUS = re.compile(rb"\+OK(?=[ \t\r\n]|\Z)|-ERR(?=[ \t\r\n]|\Z)", re.IGNORECASE)
 
 
@@ -74,10 +78,10 @@ def command(line: bytes, limit: int) -> Given | None:
         shown: str | None = "***"
         if verb != "PASS":
             shown = text(first) + (" ***" if blank else "") if first else None
-    elif verb in KNOWN or len(argument) < 24 or b" " in argument:
+    elif verb in KNOWN:
         shown = text(argument) or None
     else:
-        shown = "***"  # one long word after an unknown keyword: it may be anybody's secret
+        shown = "***" if argument else None  # what follows an unknown keyword may be anybody's secret
     if shown is not None and len(shown) > limit:
         shown = shown[: limit - 1] + "…"
     return Given(verb, argument, shown)
@@ -97,18 +101,6 @@ def number(argument: bytes) -> int | None:
     """A message-number: the first word of an argument or a listing line."""
     word = argument.split(None, 1)[:1]
     return int(word[0]) if word and word[0].isdigit() and len(word[0]) <= 10 else None
-
-
-def held_back(octets: bytes, pos: int, lf: bool) -> int:
-    """How many octets at the end may yet turn out to be the beginning of `CRLF . CRLF`."""
-    tail = octets[max(pos, len(octets) - 4) :]
-    for mark in (b"\n.\r", b"\n.", b"\n") if lf else (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r"):
-        if tail.endswith(mark):
-            return len(mark)
-    return 0
-
-
-_END_LF = re.compile(rb"\n\.\r?\n")
 
 
 # -- session ---------------------------------------------------------------------------------------------------------------
@@ -331,8 +323,13 @@ class Session(BaseSession):
         if client.ended or self._hold is not None:
             return False
         ack = self.server.ack_at(offset)
-        if 0 <= ack <= client.offset:
-            return False
+        if ack >= 0:
+            if ack <= client.offset:
+                return False
+        else:  # inside TLS: by time, the client must have been heard to speak later
+            here, heard = self.server.ts_at(offset), client.ts_at(1 << 62)
+            if here is not None and heard is not None and heard > here:
+                return False
         if self._given_up == client.offset + client.available:
             return False
         if self.server.held > self.limits.waiting_bytes:
@@ -501,51 +498,48 @@ class Session(BaseSession):
         """A message: octets up to a line with a single dot, the dots before lines taken off (RFC 1939 3)."""
         inbox, reply = self.server, self.reply
         assert reply is not None and reply.reader is not None
-        lf = bool(self.lf)
-        if not reply.begun and inbox.available:
-            if reply.ts_data is None:
-                reply.ts_data = inbox.ts_at(inbox.offset)
-            head = inbox.buf[inbox.pos : inbox.pos + 3]
-            if head[:1] == b".":
-                if head == b".\r\n" or (lf and head[:2] == b".\n"):
-                    inbox.pos += 2 if head[1] == 10 else 3
-                    self._body_ended(True)
-                    return True
-                if len(head) < 3 and not inbox.before_gap:
-                    return False
-                inbox.pos += 1
-            reply.begun = True
         buf, pos = inbox.buf, inbox.pos
-        if lf:
-            found = _END_LF.search(buf, pos)
-            at, after = (found.start() + 1, found.end()) if found else (-1, -1)
+        if pos < len(buf) and reply.ts_data is None:
+            reply.ts_data = inbox.ts_at(inbox.offset)
+        if self.lf:
+            end = self._read_bare(reply, reply.reader, buf, pos)
+        elif not reply.seen and not reply.lost and buf[pos : pos + 1] != b"." and (at := buf.find(_END, pos, pos + _SMALL)) >= 0:
+            end = at + len(_END)  # most messages are small and there at once
+            reply.reader.feed(buf[pos : at + 2].replace(b"\r\n.", b"\r\n"))
         else:
-            at = buf.find(b"\r\n.\r\n", pos)
-            at, after = (at + 2, at + 5) if at >= 0 else (-1, -1)
-        if at >= 0:
-            self._swallow(reply, pos, at, lf)
-            inbox.pos = after
+            end = reply.reader.feed_stuffed(buf, pos)
+        if end >= 0:
+            inbox.pos = end
             self._body_ended(True)
             return True
-        end = len(buf) if inbox.before_gap else len(buf) - held_back(buf, pos, lf)
-        if end > pos:
-            self._swallow(reply, pos, end, lf)
-            inbox.pos = end
+        if not self.lf:
+            inbox.pos = len(buf)
+        reply.seen += inbox.pos - pos
         if not inbox.has_gap:
             return False
         self._lost = inbox.take_gap()
         return True
 
-    def _swallow(self, reply: _Reply, begin: int, end: int, lf: bool) -> None:
-        piece = self.server.buf[begin:end]
-        reply.seen += len(piece)
-        if lf:
-            if b"\n." in piece:
-                piece = piece.replace(b"\n.", b"\n")
-        elif b"\r\n." in piece:
-            piece = piece.replace(b"\r\n.", b"\r\n")
-        assert reply.reader is not None
-        reply.reader.feed(piece)
+    def _read_bare(self, reply: _Reply, reader: MessageReader, buf: bytes, pos: int) -> int:
+        """The same where lines end with a bare LF: position after the end, or -1 with `inbox.pos` at what is undecided."""
+        if not reply.begun and pos < len(buf):
+            if buf[pos] == 46:
+                first = _END_LF.match(b"\n" + buf[pos : pos + 3])
+                if first is not None:
+                    return pos + first.end() - 1
+                if len(buf) - pos < 3 and not self.server.before_gap:
+                    return -1
+                pos += 1
+            reply.begun = True
+        found = _END_LF.search(buf, pos)
+        if found is not None:
+            reader.feed(buf[pos : found.start() + 1].replace(b"\n.", b"\n"))
+            return found.end()
+        held = _HELD_LF.search(buf, max(pos, len(buf) - 3))
+        end = held.start() if held is not None and not self.server.before_gap else len(buf)
+        reader.feed(buf[pos:end].replace(b"\n.", b"\n"))
+        self.server.pos = end
+        return -1
 
     def _body_ended(self, whole: bool) -> None:
         """The final dot was read, or the end is lost or will not come."""
@@ -589,9 +583,12 @@ class Session(BaseSession):
     def _resume(self) -> bool:
         """A gap was met: what is lost of the replies, and where does the next begin?"""
         inbox = self.server
+        while inbox.has_gap and not inbox.available:
+            more = inbox.take_gap()
+            self._lost = -1 if more < 0 or self._lost is None or self._lost < 0 else self._lost + more
         if not (inbox.before_gap or inbox.available >= self.limits.line_bytes or self._two_lines()):
             return False
-        if inbox.available and self._client_behind(inbox.offset):
+        if self._client_behind(inbox.offset):
             return False
         lost, here = self._lost or 0, inbox.offset
         self._lost, self._orphan, self.greeted = None, None, True

@@ -87,18 +87,17 @@ class _Run:
     def __init__(self, rows: Iterable[Any], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
         self.level = level
         self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._sizes: list[int] = []
         rows = iter(rows)
         while block := list(islice(rows, _BLOCK)):
-            self._file.write(marshal.dumps(pack(block)))
+            self._sizes.append(self._file.write(marshal.dumps(pack(block))))
 
     def __iter__(self) -> Iterator[Any]:
         place = 0
-        end = self._file.seek(0, 2)
-        while place < end:
+        for size in self._sizes:
             self._file.seek(place)
-            block = marshal.load(self._file)
-            place = self._file.tell()
-            yield from block
+            place += size
+            yield from marshal.loads(self._file.read(size))
 
     def close(self) -> None:
         """Give the file back."""

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from shlex import quote
@@ -12,8 +12,18 @@ from analyzer.tables import Tables, anomaly_names
 from analyzer.views.text import Look, Page, Span, cells, clock, counted, date, day, duration
 from analyzer.wire.types import SourceInfo
 
+SOURCES = 10
+"""Files described one by one."""
 LISTED = 20
 """Messages listed."""
+NAME = 34
+"""Columns that an address may take."""
+REFUSED = 400
+"""Reply codes from here on are refusals (RFC 5321 4.2.1)."""
+LAST = "subject/reply"
+"""The last column: a message is known by its subject, a refused one by what the server said."""
+RIGHT = ("hops", "total")
+"""Columns of numbers."""
 NARROW = 80
 """Columns below which the list says less."""
 ODDITIES = 5
@@ -53,7 +63,7 @@ class _Fate:
     """What the list says of a message's recipients."""
 
     recipients: list[str] = field(default_factory=list)
-    deciding: Delivery | None = None
+    refusal: Delivery | None = None
 
 
 def overview(tables: Tables, sources: Sequence[SourceInfo]) -> str:
@@ -69,8 +79,11 @@ def compose(
 ) -> Page:
     """The overview as a page; `everything`: each message, and each kind of anomaly with its meaning."""
     page = Page(look)
-    for source in sources:
+    for source in sources[:SOURCES]:
         _source(page, source)
+    if len(sources) > SOURCES:
+        rest = sources[SOURCES:]
+        page.line(f"and {counted(len(rest), 'file')} more with {counted(sum(source.frames for source in rest), 'frame')}")
     _sessions(page, tables)
     _hosts(page, tables)
     _messages(page, tables, everything)
@@ -84,7 +97,7 @@ def next_steps(page: Page, tables: Tables, captures: Sequence[str], written: str
     files = " ".join(quote(c) for c in captures)
     if "-" in captures:
         files = "FILE"
-    elif cells(files) > page.look.width // 2:
+    elif len(captures) > 1 and cells(files) > page.look.width // 2:
         files = quote(captures[0]) + " " + page.look.cut
     steps = []
     if first is not None:
@@ -193,12 +206,14 @@ def _fates(tables: Tables, wanted: set[str]) -> dict[str, _Fate]:
         if fate is not None:
             if len(fate.recipients) < LISTED:
                 fate.recipients.append(row.recipient)
-            fate.deciding = row
+            if fate.refusal is None and (row.code or 0) >= REFUSED:
+                fate.refusal = row
     return fates
 
 
-def _list(page: Page, rows: Iterable[Message], fates: dict[str, _Fate], spans_days: bool) -> None:
+def _list(page: Page, rows: Sequence[Message], fates: dict[str, _Fate], spans_days: bool) -> None:
     look = page.look
+    lines = [_values(row, fates[row.trace_id], spans_days) for row in rows]
     widths = {
         "trace": 8,
         "start": 14 if spans_days else 8,
@@ -207,37 +222,39 @@ def _list(page: Page, rows: Iterable[Message], fates: dict[str, _Fate], spans_da
         "hops": 4,
         "total": 7,
         "outcome": 9,
-        "last reply": 0,
+        LAST: 0,
     }
     if look.width < NARROW:
-        del widths["start"], widths["last reply"]
+        del widths["start"], widths[LAST]
     room = look.width - sum(widths.values()) - 2 * len(widths)
-    name = min(room * 3 // 8, 34) if "last reply" in widths else room // 2
-    widths |= {"from": name, "to": name}
-    if "last reply" in widths:
-        widths["last reply"] = room - 2 * name
-    page.line(Span("  " + "  ".join(look.fit(word, columns) for word, columns in widths.items()).rstrip(), "dim"))
-    for row in rows:
-        values = _cells(look, row, fates[row.trace_id], name, spans_days)
-        line: list[str | Span] = []
+    most = min(room * 3 // 8 if LAST in widths else room // 2, NAME)
+    for name in ("from", "to"):
+        widths[name] = min(most, max(len(name), *(cells(look.safe(line[name]) + line.get(f"{name}+", "")) for line in lines)))
+    if LAST in widths:
+        widths[LAST] = room - widths["from"] - widths["to"]
+    page.line(Span("  " + "  ".join(look.fit(word, widths[word], word in RIGHT) for word in widths).rstrip(), "dim"))
+    for line in lines:
+        spans: list[str | Span] = []
         for word, columns in widths.items():
-            style = {"trace": "name", "outcome": STYLE.get(row.outcome, "")}.get(word, "")
-            line += ["  ", Span(look.fit(values[word], columns, right=word in ("hops", "total")), style)]
-        page.line(*line)
+            style = {"trace": "name", "outcome": STYLE.get(line[word], "")}.get(word, "")
+            more = line.get(f"{word}+", "")
+            spans += ["  ", Span(look.fit(look.short(line[word], columns - len(more)) + more, columns, word in RIGHT), style)]
+        page.line(*spans)
 
 
-def _cells(look: Look, row: Message, fate: _Fate, room: int, spans_days: bool) -> dict[str, str]:
+def _values(row: Message, fate: _Fate, spans_days: bool) -> dict[str, str]:
+    """What the list says of a message; `to+` must not be cut off with the end of `to`."""
     recipients = fate.recipients or [row.header_to or ""]
-    more = f" +{len(recipients) - 1}" if len(recipients) > 1 else ""
     return {
         "trace": row.trace_id[:8],
         "start": f"{day(row.ts_first)[5:]} {clock(row.ts_first)}" if spans_days else clock(row.ts_first),
         "from": sender(row),
-        "to": look.short(recipients[0], room - len(more)) + more,
+        "to": recipients[0],
+        "to+": f" +{len(recipients) - 1}" if len(recipients) > 1 else "",
         "hops": str(row.hops),
         "total": duration(row.elapsed_s) if row.elapsed_s is not None else "",
         "outcome": row.outcome,
-        "last reply": _reply(fate.deciding),
+        LAST: _reply(fate.refusal) if fate.refusal is not None else row.subject or "",
     }
 
 
@@ -248,8 +265,8 @@ def sender(row: Message) -> str:
     return row.mail_from or "<>"
 
 
-def _reply(row: Delivery | None) -> str:
-    return "" if row is None else " ".join(str(part) for part in (row.code, row.reply_text) if part)
+def _reply(row: Delivery) -> str:
+    return " ".join(str(part) for part in (row.code, row.reply_text) if part)
 
 
 def _oddities(page: Page, tables: Tables, every: bool) -> None:

@@ -6,7 +6,7 @@ text, HTML, JSON and a Mermaid sequence diagram.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from itertools import chain, islice
@@ -19,33 +19,15 @@ from analyzer.protocols.dns import Transaction
 from analyzer.tables import TABLES, Tables
 from analyzer.tables.export import json_lines
 from analyzer.tables.visible import visible
-from analyzer.views.overview import STYLE, sender
-from analyzer.views.text import Look, Page, Span, cells, clock, counted, date, duration, listed, octets
+from analyzer.views.text import Look, Page
 from analyzer.wire.anomalies import Anomaly
 
 MATCHES = 20
 """Messages named when several answer to a selector."""
+SIDE_BY_SIDE = 200_000_000
+"""Nanoseconds within which questions about one name were asked together."""
 SHORTEST = 4
 """Fewest characters taken for the beginning of a trace id."""
-LINES = 40
-"""Lines of lookups, events or recipients shown of one hop; --json has them all."""
-
-PHASES = {
-    "queue_s": "waiting in the queue of {client}",
-    "dns_s": "in DNS lookups by {client}",
-    "connect_s": "in the TCP handshake with {server}",
-    "greeting_s": "waiting for the greeting of {server}",
-    "tls_s": "in the TLS handshake with {server}",
-    "auth_s": "in the login at {server}",
-    "envelope_s": "agreeing on sender and recipients with {server}",
-    "transfer_s": "sending the message to {server}",
-    "accept_s": "waiting for {server} to answer for the message",
-}
-"""Phases of a hop, in order, and what the time went into."""
-
-MAILBOX = {"notified", "flagged", "copied", "moved", "deleted", "expunged"}
-"""Timeline events that happen in a mailbox and on no hop of their own."""
-
 _OF_MESSAGE = {
     "MAIL",
     "RCPT",
@@ -90,7 +72,9 @@ class Trace:
 
     def page(self, look: Look, dialogue: bool = False) -> Page:
         """The timeline as lines for a terminal; `dialogue`: each command and its reply, too."""
-        return _Telling(self, look, dialogue).page
+        from analyzer.views.telling import tell
+
+        return tell(self, look, dialogue)
 
     def rows(self, table: str) -> list[Any]:
         """The message's rows of a table."""
@@ -106,7 +90,9 @@ class Trace:
 
     def mermaid(self) -> str:
         """A Mermaid sequence diagram."""
-        return _mermaid(self)
+        from analyzer.views.mermaid import diagram
+
+        return diagram(self)
 
 
 # picking the message
@@ -214,401 +200,74 @@ def _commands(rows: Iterable[Command], hops: list[Hop]) -> Iterator[Command]:
             yield row
 
 
-def _within(command: Command, hop: Hop) -> bool:
-    """Whether a command is of this hop, or of the set-up of its session."""
-    if hop.ts_start is None or command.ts is None:
-        return False
-    last = hop.ts_end or hop.ts_eom or hop.ts_start
-    return command.ts <= last if hop.message_index == 1 else hop.ts_start <= command.ts <= last
+# what more than one picture says
 
 
-# telling it in a terminal
+class Question(NamedTuple):
+    """One question to one server: its types (A and AAAA, say) are asked side by side and told as one."""
+
+    client_ip: str
+    server: str
+    """Role and address of who was asked."""
+    qname: str
+    qtypes: list[str]
+    ts: int | None
+    seconds: float | None
+    """From the first question to the last answer."""
+    said: str
+    found: bool
+    purpose: str
+    """When the type does not say it already: `spf`, `dkim`, `dnsbl`."""
 
 
-class _Cost(NamedTuple):
-    """A phase and its seconds."""
-
-    seconds: float
-    phase: str
-    hop: Hop
-
-
-class _Telling:
-    """The page of one trace, part by part."""
-
-    def __init__(self, trace: Trace, look: Look, dialogue: bool) -> None:
-        self.trace = trace
-        self.dialogue = dialogue
-        self.look = look
-        self.page = Page(look)
-        self.start = trace.message.ts_first
-        self.names = {hop.hop: (self.host(hop, "client"), self.host(hop, "server")) for hop in trace.hops}
-        for part in (self.title, self.chains, self.hops, self.time, self.unseen, self.fates, self.odd, self.why, self.packets):
-            part()
-
-    # words
-
-    def host(self, hop: Hop, end: str) -> str:
-        """A host by its name, or its address."""
-        name, ip = (hop.client_name, hop.client_ip) if end == "client" else (hop.server_name, hop.server_ip)
-        return self.look.short(name or ip or "an unseen host", 40)
-
-    def actor(self, hop: Hop, end: str, address: bool = False) -> str:
-        """A host with its role: `MX mx.b.test`."""
-        role, ip = (hop.client_role, hop.client_ip) if end == "client" else (hop.server_role, hop.server_ip)
-        name = self.names[hop.hop][0 if end == "client" else 1]
-        words = [(role or "host").upper() if role else "host", name]
-        if address and ip and ip != name:
-            words.append(f"({ip})")
-        return " ".join(words)
-
-    def after(self, ts: int | None) -> str:
-        """Time since the message was first seen."""
-        if ts is None or self.start is None:
-            return ""
-        return f"+{(ts - self.start) / 1e9:.3f}"
-
-    def heading(self, text: str) -> None:
-        self.page.line()
-        self.page.line(Span(text, "bold"))
-
-    # parts
-
-    def title(self) -> None:
-        message, look, page = self.trace.message, self.look, self.page
-        dot = f" {look.dot} "
-        page.line(
-            Span("Message ", "bold"),
-            Span(look.short(message.message_id, max(look.width - 36, 20)) or "without Message-ID", "bold"),
-            Span(f"  trace {message.trace_id}", "dim"),
-        )
-        if message.subject is not None:
-            page.line("  ", look.short(f'"{message.subject}"', look.width - 2))
-        recipients = self.recipients_in_order() or [message.header_to or "?"]
-        to = look.short(recipients[0], 40) + (f" and {len(recipients) - 1} more" if len(recipients) > 1 else "")
-        page.line("  ", f"{look.short(sender(message) or '?', 40)} {look.arrow} {to}")
-        words: list[str | Span] = [Span(message.outcome, STYLE.get(message.outcome, ""))]
-        if message.elapsed_s is not None:
-            words[0] = Span(f"{message.outcome} in {duration(message.elapsed_s)}", STYLE.get(message.outcome, ""))
-        words.append(counted(message.hops, "hop"))
-        if message.size is not None:
-            words.append(octets(message.size))
-        words.append(date(message.ts_first))
-        if message.tls_all_hops is not None:
-            words.append("TLS on every hop" if message.tls_all_hops else "not TLS on every hop")
-        words += [f"{name} {look.safe(value)}" for name, value in self.verdicts()]
-        page.wrapped("  ", [word for word in words if word], dot)
-        if message.parent_trace_id:
-            page.line("  ", f"{message.relation or 'about'} of {message.parent_trace_id}")
-
-    def recipients_in_order(self) -> list[str]:
-        """Recipients as the first envelope gave them, then those that came later."""
-        given = [address for hop in self.trace.hops[:1] for address in hop.rcpt_to or ()]
-        return list(dict.fromkeys(given + [row.recipient for row in self.trace.deliveries]))
-
-    def verdicts(self) -> list[tuple[str, str]]:
-        message = self.trace.message
-        found = (("SPF", message.spf), ("DKIM", message.dkim), ("DMARC", message.dmarc))
-        return [(name, value) for name, value in found if value]
-
-    def chains(self) -> None:
-        """Who handled it: a line for each way it took."""
-        self.heading("Handled by")
-        for path in self.paths():
-            self.page.wrapped("  ", list(self.chain(path)), " ", 4)
-
-    def paths(self) -> list[list[Hop]]:
-        """Every way from the first hop to a last one; tries that a later one made good are left out."""
-        hops = {hop.hop: hop for hop in self.trace.hops}
-        made_good = {hop.hop for hop in self.trace.hops if self.made_good(hop)}
-        parents = {hop.parent_hop for hop in self.trace.hops if hop.hop not in made_good}
-        paths = []
-        for leaf in self.trace.hops:
-            if leaf.hop in parents or leaf.hop in made_good:
-                continue
-            path: list[Hop] = []
-            at: Hop | None = leaf
-            while at is not None and at not in path:
-                path.insert(0, at)
-                at = hops.get(at.parent_hop) if at.parent_hop is not None else None
-            paths.append(path)
-        return paths
-
-    def made_good(self, hop: Hop) -> bool:
-        """A refused try, when a later hop from the same hop took the same recipients."""
-        if hop.outcome not in ("deferred", "rejected", "aborted"):
-            return False
-        wanted = set(hop.rcpt_to or ())
-        return any(
-            later.hop > hop.hop
-            and later.parent_hop == hop.parent_hop
-            and later.outcome in ("accepted", "partial")
-            and wanted <= set(later.rcpt_to or ())
-            for later in self.trace.hops
-        )
-
-    def chain(self, path: list[Hop]) -> Iterator[str | Span]:
-        for i, hop in enumerate(path):
-            first, last = ("server", "client") if hop.kind == "retrieve" else ("client", "server")
-            if i == 0:
-                yield self.actor(hop, first)
-            yield self.link(hop)
-            yield self.actor(hop, last)
-
-    def link(self, hop: Hop) -> Span:
-        """The arrow of a hop: dotted when it was not seen."""
-        look = self.look
-        line = look.line if hop.basis == "observed" else look.dotted
-        words = " ".join(
-            filter(None, [hop.protocol.upper(), str(hop.server_port or ""), "TLS" if hop.tls not in (None, "none") else ""])
-        )
-        failed = hop.outcome in ("rejected", "deferred", "aborted")
-        tip = f"{look.cross} {hop.code or hop.outcome}" if failed else look.head
-        return Span(f"{line}{line} {words} {line}{tip}", STYLE.get(hop.outcome, "") if failed else "name")
-
-    def hops(self) -> None:
-        self.heading("Hops")
-        lookups, steps, recipients = defaultdict(list), defaultdict(list), defaultdict(list)
-        for row in self.trace.dns:
-            lookups[row.hop].append(row)
-        for step in self.trace.timeline:
-            if step.event in MAILBOX:
-                steps[step.hop].append(step)
-        for recipient in self.trace.recipients:
-            recipients[recipient.hop].append(recipient)
-        for hop in self.trace.hops:
-            before = [row for row in lookups[hop.hop] if hop.ts_start is None or (row.ts or 0) < hop.ts_start]
-            self.waited(hop)
-            self.lookups(before)
-            self.hop(hop, recipients[hop.hop])
-            self.lookups([row for row in lookups[hop.hop] if row not in before])
-            self.mailbox(steps.pop(hop.hop, []))
-        self.lookups(lookups[None])
-        for left in steps.values():
-            self.mailbox(left)
-
-    def row(self, ts: int | None, took: float | None, what: Iterable[str | Span], number: str = "") -> None:
-        """A line of the story: hop number, time since the start, time it took, what happened."""
-        first = f"  {number:>2}  {self.after(ts):>10}  {duration(took) if took is not None else '':>7}  "
-        self.page.wrapped(first, what)
-
-    def note(self, name: str, words: Iterable[str | Span], between: str) -> None:
-        self.page.wrapped(f"{'':27}{name:<7}  ", words, between)
-
-    def waited(self, hop: Hop) -> None:
-        if hop.queue_s and hop.queue_s >= 0.001 and hop.parent_hop is not None:
-            ended = next((h.ts_end for h in self.trace.hops if h.hop == hop.parent_hop), None)
-            self.row(ended, hop.queue_s, [Span(f"in the queue of {self.names[hop.hop][0]}", "dim")])
-
-    def hop(self, hop: Hop, recipients: list[RecipientRow]) -> None:
-        look = self.look
-        dot = f" {look.dot} "
-        took = (hop.ts_end - hop.ts_start) / 1e9 if hop.ts_end is not None and hop.ts_start is not None else None
-        ends = (
-            self.actor(hop, "client", True),
-            self.actor(hop, "server", True) + (f":{hop.server_port}" if hop.server_port else ""),
-        )
-        way = {"retrieve": (f"by {ends[0]}", f"from {ends[1]}"), "append": (f"by {ends[0]}", f"into {ends[1]}")}
-        words: list[str | Span] = [Span(hop.kind, "bold"), *way.get(hop.kind, (ends[0], f"{look.arrow} {ends[1]}"))]
-        words.append(Span("(not seen: claimed by trace fields)", "warn") if hop.basis == "claimed" else "")
-        words.append(Span("(opaque TLS, matched to trace fields)", "warn") if hop.basis == "matched" else "")
-        self.row(hop.ts_start, took, [word for word in words if word], str(hop.hop))
-        how = [hop.protocol.upper(), {"none": "no TLS", "starttls": "STARTTLS", "implicit": "TLS"}.get(hop.tls or "", "")]
-        session = next((s for s in self.trace.sessions if s.session_id == hop.session_id), None)
-        if session is not None:
-            how[1] = " ".join(filter(None, [how[1], look.safe(session.tls_version)]))
-            if session.auth_mechanism:
-                how.append(f"AUTH {look.safe(session.auth_mechanism)} {look.short(session.auth_user, 30)}".rstrip())
-        self.note("over", [word for word in how if word], dot)
-        if hop.rcpt_to is not None:
-            self.note("to", self.recipients(hop, recipients), ", ")
-        outcome = [Span(hop.outcome, STYLE.get(hop.outcome, ""))]
-        reply = " ".join(str(part) for part in (hop.code, look.short(hop.reply_text, 160)) if part)
-        self.note("result", [*outcome, *reply.split(" ")] if reply else outcome, " ")
-        if hop.complete is False:
-            lost = f": {octets(hop.missing_bytes)} lost" if hop.missing_bytes else ""
-            self.note("", [Span(f"the capture does not hold the whole message{lost}", "warn")], " ")
-        phases = [f"{name[:-2]} {duration(value)}" for name in PHASES if (value := getattr(hop, name)) is not None]
-        if phases:
-            self.note("phases", phases, dot)
-        if hop.first_frame is not None:
-            frames = f"{hop.first_frame:,}" if hop.first_frame == hop.last_frame else f"{hop.first_frame}-{hop.last_frame}"
-            self.note("frames", [f"{frames} of {look.short(hop.source, 60)}"], " ")
-        if self.dialogue:
-            self.spoken(hop)
-
-    def spoken(self, hop: Hop) -> None:
-        """The dialogue of a hop's session, as far as it was this message's."""
-        for command in self.trace.commands:
-            if command.session_id != hop.session_id or not _within(command, hop):
-                continue
-            said = " ".join(filter(None, [command.verb, self.look.short(command.argument, 200)]))
-            reply = " ".join(filter(None, [command.status, self.look.short(command.reply_text, 200)]))
-            self.page.wrapped(f"      {self.after(command.ts):>10}  {'C:':>7}  ", said.split(" "))
-            if reply:
-                self.page.wrapped(f"      {self.after(command.ts_reply):>10}  {'S:':>7}  ", reply.split(" "))
-
-    def recipients(self, hop: Hop, rows: list[RecipientRow]) -> list[str | Span]:
-        words: list[str | Span] = []
-        for row in rows[:LINES]:
-            said = "" if row.outcome == hop.outcome == "accepted" else f" {row.outcome} {row.code or ''}".rstrip()
-            words.append(Span(self.look.short(row.recipient, 60) + said, STYLE.get(row.outcome, "") if said else ""))
-        shown = len(rows[:LINES]) or None
-        if shown is None:
-            words = [self.look.short(address, 60) for address in (hop.rcpt_to or [])[:LINES]]
-        more = max(len(rows), len(hop.rcpt_to or [])) - len(words)
-        return [*words, f"{more:,} more"] if more > 0 else words
-
-    def lookups(self, rows: list[Transaction]) -> None:
-        look = self.look
-        for row in rows[:LINES]:
-            role = (row.server_role or "name server").replace("authoritative", "name server")
-            answers = [_rdata(answer) for answer in row.answers or ()]
-            said = ", ".join(answers[:3]) + (f" and {len(answers) - 3} more" if len(answers) > 3 else "")
-            result = said or (row.rcode or "no answer" if row.answered else "no answer")
-            style = "" if row.answered and row.rcode == "NOERROR" else "warn"
-            question = f"{row.qtype or '?'} {look.short(row.qname, 50) or '?'}"
-            what: list[str | Span] = [
-                Span("dns", "dim"),
-                f"{look.safe(row.client_ip)} asks {role} {look.safe(row.server_ip)}:",
-                question,
-                look.arrow,
-                Span(look.short(result, max(look.width - 40, 20)), style),
-            ]
-            if row.purpose and row.purpose not in ("address", "other", (row.qtype or "").lower()):
-                what.append(Span(f"({row.purpose})", "dim"))
-            self.row(row.ts, row.rtt_s, what)
-        if len(rows) > LINES:
-            self.row(None, None, [Span(f"{len(rows) - LINES:,} more lookups", "dim")])
-
-    def mailbox(self, steps: list[Step]) -> None:
-        for step in steps[:LINES]:
-            who = f"by {self.look.safe(step.actor_ip)}" if step.actor_ip else ""
-            self.row(step.ts, None, [Span(step.event, "bold"), self.look.short(step.detail, 80), who])
-        if len(steps) > LINES:
-            self.row(None, None, [Span(f"{len(steps) - LINES:,} more mailbox events", "dim")])
-
-    def time(self) -> None:
-        self.heading("Where the time went")
-        costs = [
-            _Cost(value, name, hop)
-            for hop in self.trace.hops
-            if hop.kind != "retrieve"
-            for name in PHASES
-            if (value := getattr(hop, name)) is not None and value > 0
-        ]
-        if not costs:
-            self.page.line("  Nothing here tells: no phase of a hop was seen whole.")
-            return
-        most = max(costs, key=lambda cost: cost.seconds)
-        names = dict(zip(("client", "server"), self.names[most.hop.hop], strict=True))
-        total = self.trace.message.elapsed_s
-        share = f" of {duration(total)} ({most.seconds / total:.0%})" if total and total >= most.seconds else ""
-        where = PHASES[most.phase].format(**names)
-        before = " before" if most.phase in ("queue_s", "dns_s") else ","
-        self.page.wrapped("  ", f"{duration(most.seconds)}{share} {where}{before} hop {most.hop.hop}.".split(" "))
-        self.bars(costs, total)
-
-    def bars(self, costs: list[_Cost], total: float | None) -> None:
-        """The largest phases as bars."""
-        whole = max(total or 0.0, sum(cost.seconds for cost in costs))
-        for cost in sorted(costs, key=lambda cost: -cost.seconds)[:6]:
-            length = round(cost.seconds / whole * 40)
-            if length:
-                label = f"hop {cost.hop.hop} {cost.phase[:-2]}"
-                self.page.line(f"    {label:<16} {duration(cost.seconds):>8}  ", Span(self.look.bar * length, "name"))
-
-    def unseen(self) -> None:
-        """What the packets do not show."""
-        lines = []
-        for hop in self.trace.hops:
-            client, server = self.names[hop.hop]
-            way = f"hop {hop.hop}, {client} {self.look.arrow} {server},"
-            if hop.basis == "claimed":
-                lines.append(f"{way} is not in the capture: trace fields of the message claim it")
-            elif hop.basis == "matched":
-                lines.append(f"{way} crossed in TLS that cannot be read: ends and times match the trace fields")
-            elif hop.complete is False:
-                lines.append(f"{way} is in the capture with holes: no digest can be given")
-        if self.trace.message.outcome == "relayed":
-            lines.append("what the last server did with the message")
-        if lines:
-            self.heading("Not seen")
-            for line in lines:
-                self.page.wrapped("  ", line.split(" "))
-
-    def fates(self) -> None:
-        deliveries = self.trace.deliveries
-        if len(deliveries) < 2 and all(row.outcome == self.trace.message.outcome for row in deliveries):
-            return
-        self.heading("Recipients")
-        for row in deliveries[:LINES]:
-            reply = " ".join(str(part) for part in (row.code, self.look.short(row.reply_text, 80)) if part)
-            tries = f"{row.attempts} tries" if row.attempts > 1 else ""
-            self.page.wrapped(
-                f"  {self.look.fit(row.recipient, 30)}  ",
-                [Span(self.look.fit(row.outcome, 9), STYLE.get(row.outcome, "")), *filter(None, [tries, reply])],
-            )
-        if len(deliveries) > LINES:
-            self.page.line(f"  {len(deliveries) - LINES:,} more")
-
-    def odd(self) -> None:
-        """Anomalies of the message and of the sessions it crossed."""
-        rows = self.trace.anomalies
-        if not rows:
-            return
-        self.heading("Odd")
-        for row in rows[:LINES]:
-            where = f" (frame {row.frame} of {self.look.short(row.source, 40)})" if row.frame is not None else ""
-            self.page.wrapped(f"  {self.look.safe(row.name)}  ", (self.look.short(row.detail, 200) + where).split(" "), indent=4)
-        if len(rows) > LINES:
-            self.page.line(f"  {len(rows) - LINES:,} more: --json has them all")
-
-    def why(self) -> None:
-        """Roles and joins, and what they rest on."""
-        played = defaultdict(set)
-        for hop in self.trace.hops:
-            for ip, role in ((hop.client_ip, hop.client_role), (hop.server_ip, hop.server_role)):
-                if ip and role:
-                    played[ip].add(role)
-        for row in self.trace.dns:
-            if row.server_role:
-                played[row.server_ip].add(row.server_role)
-        lines = []
-        for host in self.trace.hosts:
-            roles = set().union(*(played[ip] for ip in host.ips if ip in played))
-            for role in [r for r in host.roles if r in roles]:
-                rules = [f"{e['rule']} ({e['count']})" for e in host.evidence if e["role"] == role]
-                name = self.look.short(host.names[0], 30) if host.names else self.look.short(host.ips[0], 40)
-                lines.append((f"{role.upper() if len(role) < 5 else role} {name}", rules))
-        if lines:
-            self.heading("Why these roles")
-            room = max(cells(name) for name, _ in lines)
-            for name, rules in lines:
-                self.page.wrapped(
-                    f"  {self.look.fit(name, room)}  ", [self.look.safe(rule) for rule in rules] or ["no rule"], "; "
-                )
-        if self.trace.links:
-            self.heading("Why one message")
-            for link in self.trace.links[:LINES]:
-                against = f"; against it: {listed(list(map(self.look.safe, link.conflicts)))}" if link.conflicts else ""
-                keys = listed(list(map(self.look.safe, link.keys))) or "no key"
-                self.page.wrapped(
-                    f"  hop {link.hop} = hop {link.linked_hop}  ", f"{keys} (score {link.score:.2f}){against}".split(" ")
-                )
-
-    def packets(self) -> None:
-        """Where Wireshark finds it."""
-        filters = wireshark(self.trace)
-        if filters:
-            self.heading("Packets")
-            for source, text in filters.items():
-                self.page.line(f"  {self.look.safe(source)}: ", self.look.safe(text))
+def asked(rows: Iterable[Transaction]) -> list[Question]:
+    """Lookups in time order; what one client asks about one name at one time is one question."""
+    groups: list[list[Transaction]] = []
+    for row in rows:
+        last = groups[-1][-1] if groups else None
+        if last is not None and _about(row) == _about(last) and (row.ts or 0) - (last.ts or 0) <= SIDE_BY_SIDE:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [_question(group) for group in groups]
 
 
-def _rdata(answer: str) -> str:
-    """`owner TYPE rdata` without the owner."""
-    return answer.split(" ", 1)[-1]
+def _about(row: Transaction) -> tuple[str | None, ...]:
+    return (row.client_ip, row.server_ip, row.qname, row.purpose)
+
+
+def _question(rows: list[Transaction]) -> Question:
+    first = rows[0]
+    role = {"authoritative": "name server", None: "name server"}.get(first.server_role, first.server_role)
+    data = list(dict.fromkeys(part for row in rows for part in _data(row)))
+    ended = [row.ts_reply for row in rows if row.ts_reply is not None]
+    plain = first.purpose in (None, "address", "other") or first.purpose == (first.qtype or "").lower()
+    return Question(
+        client_ip=first.client_ip,
+        server=f"{role} {first.server_ip}",
+        qname=first.qname or "?",
+        qtypes=list(dict.fromkeys(row.qtype or "?" for row in rows)),
+        ts=first.ts,
+        seconds=(max(ended) - first.ts) / 1e9 if ended and first.ts is not None else None,
+        said=_in_short(data) if data else _why_nothing(rows),
+        found=bool(data) or all(row.rcode == "NOERROR" for row in rows),
+        purpose="" if plain else first.purpose or "",
+    )
+
+
+def _data(row: Transaction) -> list[str]:
+    """Records of an answer without owner, and without their type when it is the one asked for."""
+    parts = [answer.split(" ", 2)[1:] for answer in row.answers or ()]  # owner TYPE rdata
+    return [data if kind == row.qtype else f"{kind} {data}" for kind, data in (part for part in parts if len(part) == 2)]
+
+
+def _in_short(data: list[str]) -> str:
+    return ", ".join(data[:3]) + (f" and {len(data) - 3} more" if len(data) > 3 else "")
+
+
+def _why_nothing(rows: list[Transaction]) -> str:
+    codes = dict.fromkeys(row.rcode or "no answer" if row.answered else "no answer" for row in rows)
+    return ", ".join("no such record" if code == "NOERROR" else code for code in codes)
 
 
 def wireshark(trace: Trace) -> dict[str, str]:
@@ -627,78 +286,14 @@ def wireshark(trace: Trace) -> dict[str, str]:
 
 
 def _among(name: str, numbers: set[int]) -> str:
-    if not numbers:
-        return ""
-    ordered = sorted(numbers)
-    return f"{name} == {ordered[0]}" if len(ordered) == 1 else f"{name} in {{{', '.join(map(str, ordered))}}}"
-
-
-# Mermaid
-
-_MERMAID_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,@_/()+=-")
-
-
-def _label(text: str | None, columns: int = 80) -> str:
-    """Traffic's text as a label: every character that Mermaid might act on is a character reference.
-
-    The bare word `end` closes a block wherever it stands, so its first letter is one, too.
-    """
-    shown = Look().short(text, columns)
-    words = (f"#{ord(w[0])};{w[1:]}" if w.lower() == "end" else w for w in _words(shown))
-    return "".join(words)
-
-
-def _words(text: str) -> Iterator[str]:
-    word = ""
-    for char in text:
-        if char.isalpha() and (char in _MERMAID_PLAIN or not char.isascii()):
-            word += char
-            continue
-        if word:
-            yield word
-        word = ""
-        yield char if char in _MERMAID_PLAIN else f"#{ord(char)};"
-    if word:
-        yield word
-
-
-def _mermaid(trace: Trace) -> str:
-    names: dict[str, str] = {}
-    lines = ["sequenceDiagram"]
-
-    def participant(ip: str | None, role: str | None, name: str | None) -> str:
-        key = ip or name or "unseen"
-        if key not in names:
-            names[key] = f"H{len(names) + 1}"
-            label = " ".join(filter(None, [(role or "").upper(), name or ip or "unseen"]))
-            lines.append(f"    participant {names[key]} as {_label(label, 40)}")
-        return names[key]
-
-    steps: list[tuple[int, Callable[[], Iterator[str]]]] = []
-    for hop in trace.hops:
-        participant(hop.client_ip, hop.client_role, hop.client_name)
-        participant(hop.server_ip, hop.server_role, hop.server_name)
-        steps.append((hop.ts_start or 0, lambda hop=hop: hop_lines(hop)))  # type: ignore[misc]
-    for row in trace.dns:
-        participant(row.client_ip, row.client_role, None)
-        participant(row.server_ip, row.server_role, None)
-        steps.append((row.ts or 0, lambda row=row: dns_lines(row)))  # type: ignore[misc]
-
-    def hop_lines(hop: Hop) -> Iterator[str]:
-        client, server = names[hop.client_ip or hop.client_name or "unseen"], names[hop.server_ip or hop.server_name or "unseen"]
-        arrow = "->>" if hop.basis == "observed" else "-->>"
-        tls = "" if hop.tls in (None, "none") else " TLS"
-        yield f"{client}{arrow}{server}: {hop.hop}. {hop.kind} {hop.protocol.upper()}{tls} {clock(hop.ts_start)}"
-        reply = " ".join(str(part) for part in (hop.code, hop.reply_text) if part)
-        took = f" ({duration((hop.ts_end - hop.ts_start) / 1e9)})" if hop.ts_end is not None and hop.ts_start is not None else ""
-        yield f"{server}-->>{client}: {hop.outcome} {_label(reply)}{took}"
-
-    def dns_lines(row: Transaction) -> Iterator[str]:
-        client, server = names[row.client_ip], names[row.server_ip]
-        yield f"{client}->>{server}: {_label(f'{row.qtype} {row.qname}')}"
-        said = ", ".join(_rdata(answer) for answer in (row.answers or ())[:3]) or (row.rcode if row.answered else "no answer")
-        yield f"{server}-->>{client}: {_label(said)}"
-
-    for _, step in sorted(steps, key=lambda item: item[0]):
-        lines += [f"    {line}" for line in step()]
-    return "\n".join(lines) + "\n"
+    """`frame.number in {4, 7..9}`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    if len(numbers) == 1:
+        return f"{name} == {runs[0][0]}"
+    texts = [f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"{name} in {{{', '.join(texts)}}}" if texts else ""

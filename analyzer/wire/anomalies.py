@@ -43,6 +43,7 @@ NAMES: dict[str, str] = {
     "data_after_reset": "TCP data sent after the other side had reset the connection; it cannot have been received.",
     "forged_reset": "An RST that cannot be its sender's: wrong sequence number, or the sender went on (RFC 5961 3); ignored.",
     "stray_syn": "A SYN inside a connection that went on as if nothing had been (RFC 5961 4); ignored.",
+    "capture_skew": "One direction was captured later than the other: its octets come after their acknowledgement.",
     "urgent_data": "TCP urgent data (RFC 9293 3.8.5); it was kept in line, as mail servers read it.",
     "connect_unanswered": "Connection attempts to mail ports that nothing answered, counted.",
     "connect_refused": "Connection attempts to mail ports that were answered with RST, counted.",

@@ -273,9 +273,10 @@ class UnpackedSource(Source):
 
     def _ready(self, seconds: float) -> bool:
         d = self._decompressor
-        return (
-            d is None or bool(self._ready_out) or self._at < len(self._input) or not d.needs_input or self._inner.ready(seconds)
-        )
+        if d is None or self._ready_out or self._at < len(self._input):
+            return True
+        at_hand = bool(d.unused_data) if d.eof else not d.needs_input
+        return at_hand or self._inner.ready(seconds)
 
     def _more(self, view: memoryview) -> int:
         while not self._ready_out and self._decompressor is not None:

@@ -28,6 +28,9 @@ _STRAYS = 16
 _ODD_TTLS = 16
 """Segments remembered per direction that came with another TTL than the rest."""
 _OLD_PARTS = 32
+_SKEW = 3
+_SKEW_SHARE = 20
+"""The capture is said to be skewed when octets come after their acknowledgement this often, and once in so many packets."""
 _OPENING = 64
 """Packets within which the ACK that completes the handshake is waited for."""
 
@@ -226,10 +229,12 @@ class Half:
         "base",
         "fin",
         "fin_acked",
+        "fin_guess",
         "heard",
         "joined",
         "kind",
         "lost",
+        "mid",
         "mixed",
         "next",
         "nseq",
@@ -239,6 +244,7 @@ class Half:
         "pend",
         "plain",
         "rows",
+        "skewed",
         "soft",
         "starts",
         "stray_end",
@@ -257,6 +263,8 @@ class Half:
         """A segment at `nseq` can be taken as it is."""
         self.soft = False
         """Joined in the middle and nothing handed up yet: the first segment decides where offset 0 is."""
+        self.mid = False
+        """Joined in the middle."""
         self.joined = False
         """Joined in the middle: the first chunk says so (`gap` -1)."""
         self.heard = False
@@ -265,6 +273,8 @@ class Half:
         """Offset the other side has acknowledged, where it is beyond `next`."""
         self.fin = -1
         self.fin_acked = False
+        self.fin_guess = -1
+        """Offset of a FIN not seen, but acknowledged by the look of it."""
         self.wait: tuple[int, int, int] | None = None
         """Since which packet and time octets up to which offset have been missed."""
         self.pend: Pending | None = None
@@ -281,11 +291,13 @@ class Half:
         self.lost: list[tuple[int, int]] | None = None
         self.strays = 0
         self.stray_end = -1
+        self.skewed = 0
+        """Times that octets were captured after their acknowledgement."""
 
     def begin(self, base: int, soft: bool) -> None:
         """The sequence number of the first octet is known (soft: as far as the capture shows)."""
         self.base = base & _MOD
-        self.soft = self.joined = soft
+        self.soft = self.joined = self.mid = soft
         self.settle()
 
     def settle(self) -> None:
@@ -306,6 +318,7 @@ class Flow:
 
     __slots__ = (
         "anomalies",
+        "begin",
         "busy",
         "candidate",
         "closing",
@@ -365,7 +378,7 @@ class Flow:
         """Every packet needs care for now."""
         self.packets = 0
         """Packets taken."""
-        self.origin = 0
+        self.origin = self.begin = 0
         self.closing = False
         """A FIN was seen."""
         self.ending: str | None = None
@@ -401,13 +414,12 @@ class Flow:
         if c.ts[i] - self.ts_before > self.limits.connection_idle:
             self.over = self.ending or "timeout"
             return i
-        self.columns = c
+        self.columns, self.begin = c, i
         k = i
         for odd, side, seq, n, ack in zip(c.odd[i:j], c.side[i:j], c.seq[i:j], c.length[i:j], c.ack[i:j], strict=True):
             if odd or self.busy:
                 if not self._careful(c, k):
                     break
-                self.ts_before = c.ts[k]
             else:
                 h, o = both[side]
                 a = o.next if ack == o.nseq else self._acknowledge(c, k, h, o)
@@ -437,6 +449,8 @@ class Flow:
         """Take a row for which something is out of the ordinary; False when it is not this connection's."""
         side, flags, ts = c.side[k], c.flags[k], c.ts[k]
         h, o = self.half[side], self.half[1 - side]
+        if k > self.begin:
+            self.ts_before = c.ts[k - 1]
         if self._timed_out(ts):
             return False
         if c.kind[k] >> 8 != h.kind >> 8 and not self._belongs(c, k, h, o):
@@ -488,6 +502,7 @@ class Flow:
             since, ts, upto = h.wait
             if h.next >= upto:
                 h.wait = None
+                h.skewed += 1
                 if h.acked > h.next:
                     h.wait = (self.origin + k, c.ts[k], h.acked)
             elif self.origin + k - since >= self.limits.hole_packets and c.ts[k] - ts >= self.limits.hole_age:
@@ -527,6 +542,9 @@ class Flow:
                 return a
         if a - max(o.next, o.pend.last if o.pend else 0) > self.limits.window_bytes:
             return -1
+        if h.fin >= 0 and o.fin < 0 and a == max(o.next, o.acked) + 1:
+            o.fin_guess = a - 1
+            return o.fin_guess
         o.acked = max(o.acked, a)
         if o.wait is None:
             o.wait = (self.origin + k, c.ts[k], a)
@@ -672,6 +690,7 @@ class Flow:
             h.lost = []
         h.lost.append((h.next, upto))
         del h.lost[:-_ODD_TTLS]
+        h.old = None  # copies are compared as far back as the last loss
         h.next = upto
 
     def _stray(self, c: Columns, k: int, h: Half, start: int, end: int) -> int:
@@ -696,16 +715,19 @@ class Flow:
         if c.wire[k] <= 1 and end == h.next and not h.pend:
             return  # keep-alive
         octets = bytes(c.buf[c.place[k] : c.end[k]])[: end - start]
-        here = c.kind[k] & 255
-        i = max(bisect_right(h.starts, start) - 1, 0)
+        skip = max(h.next - self.limits.history_bytes - start, 0)
+        octets, first = octets[skip:], start + skip
+        known: list[tuple[int, bytes]] = []
+        for at, part in h.old or ():
+            if at < end and first < at + len(part):
+                known.append((at, part))
+        i = max(bisect_right(h.starts, first) - 1, 0)
         for at, entry in zip(h.starts[i:], h.rows[i:], strict=True):
             if at >= end:
                 break
-            known = bytes(c.buf[c.place[entry] : c.end[entry]]) if type(entry) is int else entry[0]
-            if self._differs(h, at, known, start, octets, here, c.ts[k], c.frame[k]):
-                return
-        for at, known in h.old or ():
-            if self._differs(h, at, known, start, octets, here, c.ts[k], c.frame[k]):
+            known.append((at, bytes(c.buf[c.place[entry] : c.end[entry]]) if type(entry) is int else entry[0]))
+        for at, part in known:
+            if self._differs(h, at, part, first, octets, c.kind[k] & 255, c.ts[k], c.frame[k]):
                 return
         if h.lost and any(a < end and start < b for a, b in h.lost):
             self.odd("late_data", "octets that were given up as lost came after all; ignored", c.ts[k], c.frame[k])
@@ -795,20 +817,25 @@ class Flow:
         self._judge(c, k)
         return True
 
+    @property
+    def _spoken(self) -> bool:
+        """Payload (or its loss) was seen."""
+        return any(h.next or h.pend for h in self.half)
+
     def _is_start(self, h: Half, seq: int) -> bool:
         """Whether a SYN is where this direction began (or before where the capture joined it)."""
         back = (h.base - 1 - seq) & _MOD
-        return back == 0 or (h.joined and back < _NEAR) or (h.soft and back < _NEAR)
+        return back == 0 or (h.mid and back < _NEAR)
 
     def _opened_by(self, side: int, ts: int | None) -> None:
         self.handshake = True
         self.ts_syn = ts
-        if self.conn is None:
+        if not self._spoken:
             self.orig = side
 
     def _another(self, c: Columns, k: int) -> bool:
         """A SYN with another sequence number: of the next connection, if it is answered or this one has ended."""
-        if self.stage == 0 and not any(self.octets) and not any(h.next or h.pend for h in self.half):
+        if self.stage == 0 and not self._spoken:
             self.over = "timeout"
             return False
         if self.ending is not None or (self.closing and all(h.fin >= 0 for h in self.half)):
@@ -857,6 +884,7 @@ class Flow:
         if h.fin >= 0 or not 0 <= place - h.next <= self.limits.window_bytes:
             return
         h.fin = place
+        h.fin_acked = h.fin_guess == place or h.acked > place
         h.soft = False
         self.closing = True
         h.settle()
@@ -887,7 +915,7 @@ class Flow:
             if self.ending == "fin" and all(x.next == x.fin for x in self.half):
                 self.over = "fin"
             return
-        if self.stage == 0 and not any(self.octets) and not any(x.rows or x.pend for x in self.half):
+        if self.stage == 0 and not self._spoken:
             self.over = "reset"
             return
         self.ending, self.end_ts, self.busy = "reset", c.ts[k], True
@@ -926,7 +954,7 @@ class Flow:
         if reason in ("capture_end", "timeout"):
             if self.ending is not None:
                 self.over = self.ending
-            elif self.closing and any(h.fin >= 0 and not o.heard and o.fin < 0 for h, o in (self.half, self.half[::-1])):
+            elif self.closing and any(h.fin >= 0 and not h.heard for h in self.half):
                 self.over = "fin"  # only one direction was captured, and it ended
         for side in (0, 1):
             h = self.half[side]
@@ -941,6 +969,10 @@ class Flow:
         if self.over == "reset" and self.reset_side >= 0 and self.half[1 - self.reset_side].next > self.reset_peer:
             detail = "data after the other side's RST; it was not received"
             self.odd("data_after_reset", detail, self.ts_last, self.frame_last)
+        for h in self.half:
+            if h.skewed >= max(_SKEW, self.packets // _SKEW_SHARE):
+                detail = f"{h.skewed} times the {self._name(h)}'s octets were captured after their acknowledgement"
+                self.odd("capture_skew", detail, self.ts, self.frame)
         for name, count in self.weird.items():
             if count > self.limits.connection_anomalies:
                 more = count - self.limits.connection_anomalies
@@ -1005,8 +1037,9 @@ class Flow:
         h.old.append((offset, data))
         h.old_octets += len(data)
         if h.old_octets > 2 * keep or len(h.old) > _OLD_PARTS:
-            h.old = _tail(h.old, keep)
-            h.old_octets = sum(len(part) for _, part in h.old)
+            first, joined = h.old[0][0], b"".join([part for _, part in h.old])
+            h.old = [(first + max(len(joined) - keep, 0), joined[-keep:])]
+            h.old_octets = len(h.old[0][1])
 
     def odd(self, name: str, detail: str, ts: int, frame: int) -> None:
         """Name something odd; the first few of a kind are told, the others counted."""
@@ -1014,23 +1047,3 @@ class Flow:
         self.weird[name] = count
         if count <= self.limits.connection_anomalies:
             self.anomalies.append(Oddity(ts, name, detail, frame))
-
-
-def _tail(parts: list[tuple[int, bytes]], keep: int) -> list[tuple[int, bytes]]:
-    """The last octets of parts that follow each other, joined where there is no gap between them."""
-    joined: list[tuple[int, list[bytes]]] = []
-    after = -1
-    for offset, data in parts:
-        if offset == after:
-            joined[-1][1].append(data)
-        else:
-            joined.append((offset, [data]))
-        after = offset + len(data)
-    tail = []
-    for offset, several in reversed(joined):
-        data = b"".join(several)
-        if keep <= 0:
-            break
-        tail.append((offset + max(len(data) - keep, 0), data[-keep:]))
-        keep -= len(data)
-    return tail[: _OLD_PARTS // 2][::-1]

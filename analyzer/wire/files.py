@@ -43,8 +43,8 @@ def read(
     """The frames of a capture, in file order, a batch at a time; `info` is filled on the way.
 
     `path` "-" is standard input; an open binary file is read from where it stands and not closed.  `name` is what
-    frames and messages call it (else: `info.name`).  Raises CaptureError when nothing can be read: no such file, no permission, empty,
-    not a capture.  Damage further on is told in `info.damage` instead.
+    frames and messages call it (else: `info.name`).  Raises CaptureError when nothing can be read: no such file, no
+    permission, empty, not a capture.  Damage further on is told in `info.damage` instead.
     """
     name = name or info.name
     file, close = _open(path, name)

@@ -3,8 +3,9 @@
 import re
 import struct
 
-LOOK = 1024
+LOOK = 4096
 """First octets worth looking at."""
+_YEAR_1990, _YEAR_2100 = 631_152_000, 4_102_444_800
 
 _EDITCAP = "convert it: editcap -F pcapng IN OUT.pcapng"
 _UNPACK = "unpack it and give the capture inside"
@@ -77,8 +78,6 @@ def looks_like(head: bytes) -> tuple[str, str] | None:
         return "a tar archive", _UNPACK
     if _is_etl(head):
         return "a Windows event trace (ETL)", "convert it: etl2pcapng IN.etl OUT.pcapng"
-    if _is_erf(head):
-        return "an Endace ERF capture", _EDITCAP
     if not head.strip(b"\0"):
         return "a file of zeros", "was it copied, or the disk full?"
     if _is_text(head):
@@ -86,6 +85,8 @@ def looks_like(head: bytes) -> tuple[str, str] | None:
             if pattern.match(head):
                 return what, fix
         return "text", _RECORD
+    if _is_erf(head):
+        return "an Endace ERF capture", _EDITCAP
     return None
 
 
@@ -103,11 +104,11 @@ def _is_etl(head: bytes) -> bool:
 
 
 def _is_erf(head: bytes) -> bool:
-    """ERF has no magic: records whose type and lengths make sense, one after the other."""
+    """ERF has no magic: records whose times, types and lengths make sense, one after the other."""
     at = count = 0
-    while at + 16 <= len(head) and count < 3:
-        kind, _flags, size, _lost, wire = struct.unpack_from(">BBHHH", head, at + 8)
-        if not 1 <= kind & 0x7F <= 48 or size < 16 or wire > 1 << 16 or not any(head[at : at + 8]):
+    while at + 16 <= len(head):
+        _, seconds, kind, _, size, _, wire = struct.unpack_from("<II", head, at) + struct.unpack_from(">BBHHH", head, at + 8)
+        if not (_YEAR_1990 < seconds < _YEAR_2100 and 1 <= kind & 0x7F <= 48 and 16 <= size <= wire + 64):
             return False
         at, count = at + size, count + 1
-    return count > 0 and at > 16 and (count > 1 or at >= len(head))
+    return count > 1 or (count == 1 and at == len(head))

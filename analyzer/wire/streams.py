@@ -121,7 +121,7 @@ class Streams:
         while self._apart:
             slot, apart = self._apart.pop(0)
             self._process(p, np.array(apart), slot)
-        self._now = max(self._now, int(p.ts[rows[-1]]))
+        self._now = max(self._now, int(p.ts[rows].max()))
 
     def _process(self, p: Packets, rows: I64, home: int) -> None:
         """Group rows by flow and deal with each group; `home`: rows of that slot's ends, already numbered."""
@@ -293,14 +293,10 @@ class Streams:
             return every
         seq, ts = b.seq, b.ts
         pure &= np.minimum.reduceat(seq, b.begins) == np.maximum.reduceat(seq, b.begins)
-        step = np.diff(ts, prepend=ts[:1])
-        step[b.begins] = 0
-        pure &= np.maximum.reduceat(step, b.begins) <= self._limits.half_open_idle
         latest = np.maximum.reduceat(ts, b.begins)
         side, state = b.side[b.begins], flows.state[b.slots]
         isn = np.where(side == 0, flows.isn0[b.slots], flows.isn1[b.slots])
         again = pure & (state == HALF) & (flows.side[b.slots] == side) & (isn == seq[b.begins])
-        again &= ts[b.begins] - flows.ts_last[b.slots] <= self._limits.half_open_idle
         slots = b.slots[again]
         flows.syns[slots] += b.counts[again].astype(np.int32)
         flows.ts_last[slots] = np.maximum(flows.ts_last[slots], latest[again])
@@ -412,14 +408,11 @@ class Streams:
 
     def _asleep(self, slot: int, c: Columns, i: int, j: int) -> int:
         """Rows of a flow without an object: skip what opens no connection, begin one with the first that does."""
-        flows, limits = self._flows, self._limits
+        flows = self._flows
         state, last = int(flows.state[slot]), int(flows.ts_last[slot])
         if state == HALF:
-            if c.ts[i] - last <= limits.half_open_idle:
-                self._wake_half(slot)
-                return i
-            self._forget_half(np.array([slot]))
-            state = NONE
+            self._wake_half(slot)
+            return i
         if state == NONE:
             while i < j and c.flags[i] & RST:
                 i += 1
@@ -446,7 +439,7 @@ class Streams:
             return True
         if state == IGNORED:
             return c.ts[k] - last <= limits.connection_idle
-        within = (c.seq[k] - isn[side]) & 0xFFFFFFFF <= (end[side] - isn[side] + 1) & 0xFFFFFFFF
+        within = (c.seq[k] + c.wire[k] - isn[side]) & 0xFFFFFFFF <= (end[side] - isn[side]) & 0xFFFFFFFF
         return within or not c.wire[k] or c.ts[k] - last <= limits.closed_linger
 
     def _late(self, slot: int, c: Columns, k: int, end: int) -> None:
@@ -513,12 +506,12 @@ class Streams:
                     if flow.slot in self._flows.live:
                         self._ignore(flow)
                     return i
-            elif i >= j:
-                return i
-        return flow.run(c, i, j)
+        return flow.run(c, i, j) if i < j else i
 
     def _collect(self, flow: Flow, closed: bool = False) -> None:
         """Deliver what a connection has brought, or ask whether it is wanted."""
+        if len(flow.items) > 1:
+            flow.items.sort(key=_order)
         if not flow.wanted:
             flow.held += flow.items
             flow.items = []
@@ -751,8 +744,6 @@ def _ends(p: Packets, rows: I64) -> tuple[Ends, NDArray[np.uint8]]:
 
 
 def _chunks(conn: Connection, orig: int, items: list[Item]) -> list[Chunk]:
-    if len(items) > 1:
-        items.sort(key=_order)
     chunks = []
     for _, side, gap, offset, data, starts, ts, frames, acks in items:
         if side == orig:

@@ -115,6 +115,7 @@ class Walker(ABC):
         before = len(self.info.damage)
         if not self.over:
             self._walk(final=True)
+        self.info.damage.sort(key=lambda row: row.frame or 0)  # folded rows stand where their kind was first met
         left = self.end - self.start
         if why is not None:
             lost = f"; frame {self.number} is incomplete" if left and len(self.info.damage) == before else ""

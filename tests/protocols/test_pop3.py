@@ -90,8 +90,9 @@ def test_stls_hands_over_to_tls() -> None:
 @given(HOSTILE, HOSTILE, st.integers(0, 3))
 @settings(max_examples=150, deadline=None)
 def test_nothing_raises(client: bytes, server: bytes, gap: int) -> None:
-    from analyzer.wire.types import Chunk
     from dialogue import connection
+
+    from analyzer.wire.types import Chunk
 
     session = pop3.Session(connection(110), True, Limits(line_bytes=16, waiting_bytes=64))
     for orig, octets in ((False, server), (True, client), (False, server)):

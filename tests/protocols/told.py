@@ -55,8 +55,8 @@ def _line(event: Any) -> str:
 
 def _where(event: Any, known: Any) -> str:
     words = []
-    if event.mailbox is not None:
-        words.append(f"{event.mailbox}/{event.uidvalidity or '?'}/{event.uid or '?'}")
+    if (event.mailbox, event.uidvalidity, event.uid) != (None, None, None):
+        words.append(f"{event.mailbox or '?'}/{event.uidvalidity or '?'}/{event.uid or '?'}")
     if event.number is not None:
         words.append(f"number={event.number}")
     if event.uidl:

@@ -18,8 +18,8 @@ def test_the_story_at_a_glance(tables):
         "            1 session in TLS cannot be read without keys: --keylog FILE",
         "  hosts     6:  MUA 1  MSA 1  MTA 1  MX 1  MDA 1  IMAP 1  resolver 1",
         "  messages  1: 1 mixed",
-        "  trace     start     from                to                  hops  total    outcome    last reply",
-        "  7f3c9a10  22:13:20  alice@example.org   carol@example.… +1     4   4.81 s  mixed      250 2.1.5 S…",
+        "  trace     start     from               to                  hops    total  outcome    subject/reply",
+        "  7f3c9a10  22:13:20  alice@example.org  carol@example.… +1     4   4.81 s  mixed      550 5.1.1 No…",
         "  odd       1 line_too_long",
     ]
 
@@ -29,6 +29,14 @@ def test_a_capture_without_mail_says_so():
         text = overview(tables, [SourceInfo("web.pcap", "pcap", 100, 7, synthetic.at(0), synthetic.at(1))])
     assert "no mail" in text
     assert "messages  none" in text
+
+
+def test_many_files_are_counted_and_the_first_described():
+    with Tables() as tables:
+        lines = overview(tables, [SourceInfo(f"{n:03}.pcap", "pcap", 1, 10) for n in range(100)]).splitlines()
+    assert lines[0] == "000.pcap  pcap · 10 frames"
+    assert "and 90 files more with 900 frames" in lines
+    assert len(lines) < 20
 
 
 def test_many_messages_are_counted_and_the_first_listed():

@@ -66,7 +66,7 @@ def test_the_hops_tell_times_replies_lookups_and_the_mailbox(trace):
     assert "                           over     SMTP · STARTTLS TLSv1.3 · AUTH PLAIN alice" in lines
     assert "                           result   accepted 250 2.0.0 Ok: queued as 4Xyz12" in lines
     assert "                           to       bob@example.net accepted 250, carol@example.net rejected 550" in lines
-    assert "          +0.430    31 ms  dns 192.0.2.25 asks resolver 192.0.2.53: MX example.net. →" in lines
+    assert "          +0.430    31 ms  dns msa.example.org asks resolver 192.0.2.53: MX example.net. →" in lines
     assert "          +1.413   3.38 s  in the queue of mx.example.net" in lines
     assert any("(not seen: claimed by trace fields)" in line for line in lines)
     assert "       +3722.100           flagged +FLAGS (\\Seen) by 198.51.100.7" in lines
@@ -113,6 +113,29 @@ def test_the_dialogue_is_told_when_asked_for(trace):
 
 def test_wireshark_finds_the_whole_message(trace):
     assert wireshark(trace) == {"story.pcapng": "tcp.stream in {1, 2, 4} || frame.number in {43, 44}"}
+
+
+def test_wireshark_takes_ranges():
+    hops = [synthetic.hop(n, tcp_stream=stream) for n, stream in enumerate((3, 4, 5, 9, 11, 12), 1)]
+    assert wireshark(Trace(synthetic.message(), hops=hops)) == {"story.pcapng": "tcp.stream in {3..5, 9, 11, 12}"}
+    assert wireshark(Trace(synthetic.message(), hops=hops[:1])) == {"story.pcapng": "tcp.stream == 3"}
+
+
+def test_a_wait_between_tries_is_told_as_such():
+    first = synthetic.hop(1, kind="submit", server_name="msa", ts_start=synthetic.at(0), ts_end=synthetic.at(1))
+    tried = synthetic.hop(
+        2, outcome="deferred", client_name="msa", ts_start=synthetic.at(2), ts_end=synthetic.at(3), queue_s=1.0, rcpt_to=[]
+    )
+    again = synthetic.hop(
+        3, parent_hop=1, client_name="msa", ts_start=synthetic.at(9), ts_end=synthetic.at(10), queue_s=8.0, rcpt_to=[]
+    )
+    trace = Trace(synthetic.message(elapsed_s=10.0), hops=[first, tried, again])
+    assert "          +1.000   1.00 s  in the queue of msa" in part(trace, "Hops")
+    assert "          +3.000   6.00 s  in the queue of msa until the next try" in part(trace, "Hops")
+    assert (
+        part(trace, "Where the time went")[0]
+        == "  8.00 s of 10.0 s (80%) waiting in the queue of msa before hop 3, 1 refused try included."
+    )
 
 
 def test_ascii_is_ascii_and_narrow_is_narrow(trace):

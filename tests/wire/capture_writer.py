@@ -12,7 +12,9 @@ def payloads(count: int, size: int = 60) -> list[bytes]:
     return [(b"frame %05d " % n).ljust(size + n % 7, b"*") for n in range(1, count + 1)]
 
 
-def record(data: bytes, sec: int = START, frac: int = 0, *, wire: int | None = None, length: int | None = None, order: str = "<") -> bytes:
+def record(
+    data: bytes, sec: int = START, frac: int = 0, *, wire: int | None = None, length: int | None = None, order: str = "<"
+) -> bytes:
     """A pcap record; `length` may lie."""
     captured = len(data) if length is None else length
     return struct.pack(order + "IIII", sec, frac, captured, len(data) if wire is None else wire) + data
@@ -25,9 +27,7 @@ def pcap_header(*, order: str = "<", magic: int = 0xA1B2C3D4, snaplen: int = 262
 def pcap(frames: Iterable[bytes], *, order: str = "<", magic: int = 0xA1B2C3D4, linktype: int = 1) -> bytes:
     """A pcap file, a frame every millisecond."""
     unit = 1 if magic == 0xA1B23C4D else 1000
-    body = b"".join(
-        record(data, START + n // 1000, n % 1000 * 1_000_000 // unit, order=order) for n, data in enumerate(frames)
-    )
+    body = b"".join(record(data, START + n // 1000, n % 1000 * 1_000_000 // unit, order=order) for n, data in enumerate(frames))
     return pcap_header(order=order, magic=magic, linktype=linktype) + body
 
 

@@ -164,16 +164,75 @@ _KEY = Struct("=QQQQHHHH")
 """Client, server, client's port, server's port, identifier, 0: one exchange, its question aside."""
 _Asked = tuple[Message, int, int, int, int, str]
 """A question waiting: message, time, frame, time of its last copy, copies after the first, source."""
-_Answer = tuple[Message, int, int, str]
-"""An answer: message, time, frame, source."""
+_Answer = tuple[Message, int, int, str, int]
+"""An answer: message, time, frame, source, number of the datagram."""
 
 
 class _Several(dict[bytes, _Asked]):
     """Different questions waiting under one key, by question."""
 
 
+class _Batch:
+    """Datagrams of one batch as columns: everything about them but their messages."""
+
+    def __init__(self, packets: Packets, rows: Rows) -> None:
+        src_port, dst_port = packets.src_port[rows], packets.dst_port[rows]
+        head = _headers(packets, rows)
+        self.is_answer, self.odd = _directions(head, src_port, dst_port)
+        back = self.is_answer
+        self.client_port = np.where(back, dst_port, src_port)
+        self.server_port = np.where(back, src_port, dst_port)
+        self.ident = head[:, 0]
+        self.ends = np.zeros((len(rows), 5), dtype=np.uint64)
+        p = packets
+        columns = ((p.src_hi, p.dst_hi), (p.src_lo, p.dst_lo), (p.dst_hi, p.src_hi), (p.dst_lo, p.src_lo))
+        for i, (of_question, of_answer) in enumerate(columns):
+            self.ends[:, i] = np.where(back, of_answer[rows], of_question[rows])
+        words = self.ends[:, 4:].view(np.uint16)
+        words[:, 0], words[:, 1], words[:, 2] = self.client_port, self.server_port, self.ident
+        self.ts = packets.ts[rows]
+        self.frame = packets.frame[rows]
+        self.begin = packets.payload[rows]
+        self.length = packets.length[rows]
+        self.cut = self.length < packets.wire_length[rows]
+
+    def keys(self, rows: Rows) -> list[bytes]:
+        """`_KEY` of each."""
+        keys: list[bytes] = self.ends[rows].view(f"V{_KEY.size}").ravel().tolist()
+        return keys
+
+    def addresses(self, rows: Rows) -> tuple[list[Any], list[Any]]:
+        """Client and server of each, as keys of `_Addresses`."""
+        ends = self.ends[rows]
+        clients: list[Any] = ends[:, 1].tolist()
+        servers: list[Any] = ends[:, 3].tolist()
+        if ends[:, 0].any() or ends[:, 2].any():  # IPv6
+            clients = list(zip(ends[:, 0].tolist(), clients, strict=True))
+            servers = list(zip(ends[:, 2].tolist(), servers, strict=True))
+        return clients, servers
+
+    def pairs(self, longest: int) -> tuple[Rows, Rows]:
+        """Questions and their answers where a key has just these two datagrams here, in this order, in time."""
+        factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD])
+        mixed = np.bitwise_xor.reduce(self.ends * factors.astype(np.uint64), axis=1)
+        mixed ^= mixed >> np.uint64(29)
+        order = np.argsort(mixed, kind="stable")
+        edges = np.flatnonzero(np.diff(mixed[order])) + 1
+        begins = np.concatenate([[0], edges])
+        begins = begins[np.diff(np.concatenate([begins, [len(order)]])) == 2]
+        asked, answered = order[begins], order[begins + 1]
+        waited = self.ts[answered] - self.ts[asked]
+        fit = ~self.is_answer[asked] & self.is_answer[answered] & (waited >= 0) & (waited <= longest)
+        fit &= (self.ends[asked] == self.ends[answered]).all(axis=1)
+        return asked[fit], answered[fit]
+
+
 class _Tap:
-    """Questions and answers of one place of capture."""
+    """Questions and answers of one place of capture.
+
+    Two roads, one result: exchanges that lie plainly in one batch become rows by columns; all other datagrams go
+    one by one through `waiting`, `orphans` and `answered`.
+    """
 
     def __init__(self, limits: Limits, memo: _Memo, addresses: _Addresses) -> None:
         self.limits = limits
@@ -182,6 +241,8 @@ class _Tap:
         self.source = ""
         self.ts_last = 0
         """Latest time seen."""
+        self.datagrams = 0
+        """Datagrams of earlier batches."""
         self.sweep_at = 0
         """Time at which the dictionaries are next looked through for what has waited too long."""
         self.waiting: dict[bytes, _Asked | _Several] = {}
@@ -196,95 +257,110 @@ class _Tap:
 
     def feed(self, packets: Packets, rows: Rows, found: Found) -> None:
         """Take datagrams that hold at least a header."""
-        self.source = source = packets.source
-        head = _headers(packets, rows)
-        src_port, dst_port = packets.src_port[rows], packets.dst_port[rows]
-        is_answer, odd = _directions(head, src_port, dst_port)
-        found.extend(self._odd_direction(packets, row) for row in rows[odd].tolist())
-        keys, clients, servers = _exchanges(packets, rows, head[:, 0], is_answer)
-        lengths = packets.length[rows]
-        begins = packets.payload[rows] + 2
-        stops = begins + lengths - 2
-        cut = set(packets.frame[rows[lengths < packets.wire_length[rows]]].tolist())
-        data = packets.data
-        if type(data) is not bytes and int(lengths.sum()) * 4 > len(data):
-            data = bytes(data)
-        self.ts_last = max(self.ts_last, int(packets.ts[rows].max()))
+        self.source = packets.source
+        batch = _Batch(packets, rows)
+        self.ts_last = max(self.ts_last, int(batch.ts.max()))
+        for row in rows[batch.odd].tolist():
+            found.append(_odd_direction(packets, row))
+        messages = self._messages(packets.data, batch)
+        left = np.ones(len(rows), dtype=np.bool_)
+        if len(self.waiting) + len(rows) <= self.limits.dns_waiting:
+            left[self._plain(batch, messages, found)] = False
+        self._others(batch, np.flatnonzero(left), messages, found)
+        self.datagrams += len(rows)
 
-        timeout, most = self.limits.dns_timeout, self.limits.dns_waiting
-        most_answered = self.limits.dns_answered // 2
-        addresses, waiting, orphans = self.addresses, self.waiting, self.orphans
-        answered, answered_before = self.answered, self.answered_before
-        known, miss = self.memo.young, self.memo.miss
-        append, new, row = found.append, _new, Transaction
-        sweep_at = self.sweep_at
-        for key, client, client_port, server, server_port, ident, begin, stop, ts, frame, answers in zip(
+    def _messages(self, data: bytes | bytearray | memoryview, batch: _Batch) -> list[Message]:
+        known, miss = self.memo.young.get, self.memo.miss
+        whole = data if type(data) is bytes else bytes(data) if int(batch.length.sum()) * 4 > len(data) else memoryview(data)
+        octets = map(whole.__getitem__, map(slice, (batch.begin + 2).tolist(), (batch.begin + batch.length).tolist()))
+        if type(whole) is not bytes:
+            octets = map(bytes, octets)
+        return [known(each) or miss(each) for each in octets]
+
+    # the plain road
+
+    def _plain(self, batch: _Batch, messages: list[Message], found: Found) -> Rows:
+        """Rows of the exchanges that lie plainly in this batch; the datagrams they are made of."""
+        asked, answered = batch.pairs(self.limits.dns_timeout)
+        keys = batch.keys(asked)
+        known = set[bytes]().union(*(d.keys() & keys for d in (self.waiting, self.orphans, self.answered, self.answered_before)))
+        clients, servers = batch.addresses(asked)
+        addresses, source, append, new, row = self.addresses, self.source, found.append, _new, Transaction
+        first = self.datagrams
+        recent = first + len(messages) - self.limits.dns_answered
+        used: list[int] = []
+        for key, i, j, client, client_port, server, server_port, ident, ts, ts_reply, rtt, frame, reply_frame in zip(
             keys,
+            asked.tolist(),
+            answered.tolist(),
             clients,
-            np.where(is_answer, dst_port, src_port).tolist(),
+            batch.client_port[asked].tolist(),
             servers,
-            np.where(is_answer, src_port, dst_port).tolist(),
-            head[:, 0].tolist(),
-            begins.tolist(),
-            stops.tolist(),
-            packets.ts[rows].tolist(),
-            packets.frame[rows].tolist(),
-            is_answer.tolist(),
+            batch.server_port[asked].tolist(),
+            batch.ident[asked].tolist(),
+            batch.ts[asked].tolist(),
+            batch.ts[answered].tolist(),
+            ((batch.ts[answered] - batch.ts[asked]) / 1e9).tolist(),
+            batch.frame[asked].tolist(),
+            batch.frame[answered].tolist(),
             strict=True,
         ):
-            if ts >= sweep_at:
-                sweep_at = self.sweep(ts, found)
-                if len(answered) > most_answered:
-                    answered, answered_before = self._forget()
-            octets = bytes(data[begin:stop])
-            message = known.get(octets) or miss(octets)
+            message = messages[j]
+            if message.exact != messages[i].exact or key in known:
+                continue
+            append(
+                new(
+                    row,
+                    (source, ts, ts_reply, rtt, addresses[client], client_port, addresses[server], server_port, "udp", ident)
+                    + message.row
+                    + (frame, reply_frame, message.opcode, message.qclass),
+                )
+            )
+            used.append(i)
+            used.append(j)
+            if first + j > recent:
+                self.answered[key] = (message, ts_reply, reply_frame, source, first + j)
+        return np.array(used, dtype=np.int64)
+
+    # the other road
+
+    def _others(self, batch: _Batch, rows: Rows, messages: list[Message], found: Found) -> None:
+        for key, i, ts, frame, answers, cut in zip(
+            batch.keys(rows),
+            rows.tolist(),
+            batch.ts[rows].tolist(),
+            batch.frame[rows].tolist(),
+            batch.is_answer[rows].tolist(),
+            batch.cut[rows].tolist(),
+            strict=True,
+        ):
+            if ts >= self.sweep_at:
+                self._sweep(ts, found)
+            message = messages[i]
             if message.fault is not None:
-                append(fault(source, message, ts, frame, frame in cut))
+                found.append(fault(self.source, message, ts, frame, cut))
                 if not message.plausible:
                     continue
-            if not answers:
-                if key in waiting or key in answered or key in answered_before or key in orphans:
-                    self._asked_again(key, (message, ts, frame, ts, 0, source), found)
-                else:
-                    waiting[key] = (message, ts, frame, ts, 0, source)
-                    if len(waiting) > most:
-                        self._give_up(found)
-                continue
-            asked = waiting.pop(key, None)
-            if type(asked) is tuple and asked[0].exact == message.exact and ts - asked[3] <= timeout:
-                _, first, asked_frame, last, copies, source_asked = asked
-                rtt = (ts - last) / 1e9 if ts >= last else None
-                append(
-                    new(
-                        row,
-                        (source_asked, first, ts, rtt, addresses[client], client_port, addresses[server], server_port, "udp", ident)
-                        + message.row
-                        + (copies, message.purpose, None, None, None, None, asked_frame, frame, message.opcode, message.qclass),
-                    )
-                )
-                answered[key] = (message, ts, frame, source)
+            number = self.datagrams + i
+            if answers:
+                self._answer(key, (message, ts, frame, self.source, number), found)
             else:
-                self._answer(key, asked, (message, ts, frame, source), found)
+                self._ask(key, (message, ts, frame, ts, 0, self.source), number, found)
 
-    def sweep(self, ts: int, found: Found) -> int:
-        """Give up what has waited too long at a time of the capture; when to look again."""
+    def _sweep(self, ts: int, found: Found) -> None:
+        """Give up what has waited too long at a time of the capture.  When that is looked for changes nothing in the rows."""
         self.sweep_at = ts + self.limits.dns_copy
-        for key, asked in list(self._overdue(ts)):
-            del self.waiting[key]
-            self._unanswered(key, asked, found)
-        late = [key for key, answer in self.orphans.items() if ts - answer[1] > self.limits.dns_copy]
-        for key in late:
-            self._orphan(key, found)
-        return self.sweep_at
-
-    def _overdue(self, ts: int) -> "list[tuple[bytes, _Asked | _Several]]":
         overdue = []
         for key, asked in self.waiting.items():
-            last = max(a[3] for a in asked.values()) if isinstance(asked, _Several) else asked[3]
-            if ts - last <= self.limits.dns_timeout:
+            if ts - _last(asked) <= self.limits.dns_timeout:
                 break
-            overdue.append((key, asked))
-        return overdue
+            overdue.append(key)
+        for key in overdue:
+            self._unanswered(key, self.waiting.pop(key), found)
+        for key in [key for key, answer in self.orphans.items() if ts - answer[1] > self.limits.dns_copy]:
+            self._orphan(key, found)
+        if len(self.answered) > self.limits.dns_answered:
+            self.answered, self.answered_before = {}, self.answered
 
     def finish(self, found: Found) -> None:
         """Nothing more will come."""
@@ -297,19 +373,23 @@ class _Tap:
             found.append(Anomaly(None, source, None, None, "dns_repeated_answers", f"{copies} copies of answers", None))
         self.repeated.clear()
 
-    def _asked_again(self, key: bytes, asked: _Asked, found: Found) -> None:
-        """A question under a key that is known: a copy, another question, or the question of an early answer."""
+    def _before(self, key: bytes, message: Message, ts: int, number: int, longest: int) -> _Answer | None:
+        """The answer that a question or answer under a key follows within a time, and within so many datagrams."""
+        before = self.orphans.get(key) or self.answered.get(key) or self.answered_before.get(key)
+        if before is None or abs(ts - before[1]) > longest or number - before[4] > self.limits.dns_answered:
+            return None
+        return before if belong(before[0], message) else None
+
+    def _ask(self, key: bytes, asked: _Asked, number: int, found: Found) -> None:
+        """A question: new, a copy, another one under a known key, or the question of an early answer."""
         message, ts = asked[0], asked[1]
-        early = self.orphans.get(key)
-        if early is not None and belong(message, early[0]) and abs(ts - early[1]) <= self.limits.dns_copy:
-            del self.orphans[key]
-            self._pair(key, asked, early, found)
-            return
-        before = self.answered.get(key) or self.answered_before.get(key)
-        if before is not None and belong(message, before[0]) and abs(ts - before[1]) <= self.limits.dns_copy:
-            return  # a copy that comes after the answer
         waiting = self.waiting.pop(key, None)
         if waiting is None:
+            before = self._before(key, message, ts, number, self.limits.dns_copy)
+            if before is not None:
+                if self.orphans.pop(key, None) is not None:
+                    self._pair(key, asked, before, found)
+                return  # else a copy that comes after the answer
             self.waiting[key] = asked
         elif isinstance(waiting, _Several):
             old = waiting.pop(message.key, None)
@@ -322,7 +402,7 @@ class _Tap:
         else:
             self.waiting[key] = _Several({waiting[0].key: waiting, message.key: asked})
         if len(self.waiting) > self.limits.dns_waiting:
-            self._give_up(found)
+            self._give_up(ts, found)
 
     def _copy(self, key: bytes, first: _Asked, again: _Asked, found: Found) -> _Asked:
         """The same question once more: a retry, or after a long time a new question."""
@@ -331,17 +411,10 @@ class _Tap:
             return again
         return (*first[:3], again[1], first[4] + 1, first[5])
 
-    def _answer(self, key: bytes, waiting: "_Asked | _Several | None", answer: _Answer, found: Found) -> None:
-        """An answer to several questions, to none, to another question than asked, too late, or once more."""
-        message, ts, frame, source = answer
-        if isinstance(waiting, _Several):
-            asked = waiting.pop(message.key, None)
-            if asked is None and not message.questions:
-                asked = waiting.pop(next(iter(waiting)))
-            if waiting:
-                self.waiting[key] = waiting if len(waiting) > 1 else next(iter(waiting.values()))
-        else:
-            asked = waiting
+    def _answer(self, key: bytes, answer: _Answer, found: Found) -> None:
+        """An answer: to its question, to none, to another than asked, too late, or once more."""
+        message, ts, frame, source, number = answer
+        asked = self._waiting_for(key, message)
         if asked is not None:
             if ts - asked[3] > self.limits.dns_timeout:
                 self._unanswered(key, asked, found)
@@ -354,30 +427,41 @@ class _Tap:
                 found.append(
                     Anomaly(ts, source, None, None, "dns_other_question", f"asked {asked[0].qname}, answered {name}", frame)
                 )
-        before = self.orphans.get(key) or self.answered.get(key) or self.answered_before.get(key)
-        if before is not None and belong(before[0], message) and abs(ts - before[1]) <= self.limits.dns_timeout:
-            if same(before[0], message):
-                self.repeated[source] = self.repeated.get(source, 0) + 1
-            else:
-                first, second = (f"{m.rcode} {', '.join(m.answers or ())}".strip() for m in (before[0], message))
-                detail = f"{before[0].qname} {before[0].qtype}: {first}; then {second}"
-                detail = detail if len(detail) <= self.limits.argument_chars else detail[: self.limits.argument_chars] + "…"
-                found.append(Anomaly(ts, source, None, None, "dns_conflicting_answer", detail, frame))
-            return
-        if key in self.orphans:
-            self._orphan(key, found)
-        self.orphans[key] = answer
-        if len(self.orphans) > self.limits.dns_answered:
-            self._orphan(next(iter(self.orphans)), found)
+        before = self._before(key, message, ts, number, self.limits.dns_timeout)
+        if before is None:
+            if key in self.orphans:
+                self._orphan(key, found)
+            self.orphans[key] = answer
+            if len(self.orphans) > self.limits.dns_answered:
+                self._orphan(next(iter(self.orphans)), found)
+        elif same(before[0], message):
+            self.repeated[source] = self.repeated.get(source, 0) + 1
+        else:
+            first, second = (f"{m.rcode} {', '.join(m.answers or ())}".strip() for m in (before[0], message))
+            detail = f"{before[0].qname} {before[0].qtype}: {first}; then {second}"
+            most = self.limits.argument_chars
+            detail = detail if len(detail) <= most else detail[: most - 1] + "…"
+            found.append(Anomaly(ts, source, None, None, "dns_conflicting_answer", detail, frame))
+
+    def _waiting_for(self, key: bytes, message: Message) -> _Asked | None:
+        """Take the question out that an answer is to, or the only one that waits under its key."""
+        waiting = self.waiting.pop(key, None)
+        if not isinstance(waiting, _Several):
+            return waiting
+        asked = waiting.pop(message.key, None)
+        if asked is None and not message.questions:
+            asked = waiting.pop(next(iter(waiting)))
+        self.waiting[key] = waiting if len(waiting) > 1 else next(iter(waiting.values()))
+        return asked
 
     def _pair(self, key: bytes, asked: _Asked, answer: _Answer, found: Found) -> None:
         """Rows of a question and its answer, one per question where a message has several."""
-        message, ts, frame, _ = answer
+        message, ts, frame, _, _ = answer
         question, first, asked_frame, last, copies, source = asked
         for one in question.questions or message.questions or (None,):
             rtt = (ts - last) / 1e9 if ts >= last else None
             found.append(self._row(key, source, first, ts, rtt, one, question, message, copies, asked_frame, frame))
-        self._remember(key, answer)
+        self.answered[key] = answer
 
     def _unanswered(self, key: bytes, asked: "_Asked | _Several", found: Found) -> None:
         if isinstance(asked, _Several):
@@ -391,10 +475,10 @@ class _Tap:
     def _orphan(self, key: bytes, found: Found) -> None:
         """An answer whose question was not seen."""
         answer = self.orphans.pop(key)
-        message, ts, frame, source = answer
+        message, ts, frame, source, _ = answer
         for one in message.questions or (None,):
             found.append(self._row(key, source, ts, ts, None, one, None, message, 0, None, frame))
-        self._remember(key, answer)
+        self.answered[key] = answer
 
     def _row(
         self,
@@ -421,26 +505,25 @@ class _Tap:
             (answer, ts_reply, reply_frame, rtt_s),
         )
 
-    def _remember(self, key: bytes, answer: _Answer) -> None:
-        self.answered[key] = answer
-
-    def _forget(self) -> tuple[dict[bytes, _Answer], dict[bytes, _Answer]]:
-        """A generation of answered questions is full: the older one goes."""
-        self.answered, self.answered_before = {}, self.answered
-        return self.answered, self.answered_before
-
-    def _give_up(self, found: Found) -> None:
+    def _give_up(self, ts: int, found: Found) -> None:
         """Too many questions wait: the oldest has no answer."""
         key = next(iter(self.waiting))
         asked = self.waiting.pop(key)
         self._unanswered(key, asked, found)
-        one = next(iter(asked.values())) if isinstance(asked, _Several) else asked
-        detail = f"more than {self.limits.dns_waiting} questions wait; gave up {one[0].qname}"
-        found.append(Anomaly(one[1], one[5], None, None, "dns_questions_dropped", detail, one[2]))
+        if ts - _last(asked) <= self.limits.dns_timeout:
+            one = next(iter(asked.values())) if isinstance(asked, _Several) else asked
+            detail = f"more than {self.limits.dns_waiting} questions wait; gave up {one[0].qname}"
+            found.append(Anomaly(one[1], one[5], None, None, "dns_questions_dropped", detail, one[2]))
 
-    def _odd_direction(self, packets: Packets, row: int) -> Anomaly:
-        detail = f"port {packets.src_port[row]} to {packets.dst_port[row]}: taken for what the ports say"
-        return Anomaly(int(packets.ts[row]), packets.source, None, None, "dns_wrong_qr", detail, int(packets.frame[row]))
+
+def _last(asked: "_Asked | _Several") -> int:
+    """Time of the last copy of a question (of any of several)."""
+    return max(each[3] for each in asked.values()) if isinstance(asked, _Several) else asked[3]
+
+
+def _odd_direction(packets: Packets, row: int) -> Anomaly:
+    detail = f"port {packets.src_port[row]} to {packets.dst_port[row]}: taken for what the ports say"
+    return Anomaly(int(packets.ts[row]), packets.source, None, None, "dns_wrong_qr", detail, int(packets.frame[row]))
 
 
 def _directions(
@@ -457,25 +540,3 @@ def _directions(
     bare = (head[:, 1] & 0x048F == 0) & (head[:, 3] == 0) & (head[:, 4] == 0)
     wrong = (says & to_server & bare) | (~says & from_server & (head[:, 3] > 0) & (head[:, 1] & 0x7800 == 0))
     return says ^ wrong, wrong
-
-
-def _exchanges(
-    packets: Packets, rows: Rows, ident: NDArray[np.uint16], is_answer: NDArray[np.bool_]
-) -> tuple[list[bytes], list[Any], list[Any]]:
-    """Of each datagram: the key of its exchange (`_KEY`), client and server as keys of `_Addresses`."""
-    columns = np.zeros((len(rows), 5), dtype=np.uint64)
-    p = packets
-    ends = ((p.src_hi, p.dst_hi), (p.src_lo, p.dst_lo), (p.dst_hi, p.src_hi), (p.dst_lo, p.src_lo))
-    for i, (of_question, of_answer) in enumerate(ends):
-        columns[:, i] = np.where(is_answer, of_answer[rows], of_question[rows])
-    words = columns[:, 4:].view(np.uint16)
-    src_port, dst_port = packets.src_port[rows], packets.dst_port[rows]
-    words[:, 0] = np.where(is_answer, dst_port, src_port)
-    words[:, 1] = np.where(is_answer, src_port, dst_port)
-    words[:, 2] = ident
-    clients: list[Any] = columns[:, 1].tolist()
-    servers: list[Any] = columns[:, 3].tolist()
-    if columns[:, 0].any() or columns[:, 2].any():  # IPv6
-        clients = list(zip(columns[:, 0].tolist(), clients, strict=True))
-        servers = list(zip(columns[:, 2].tolist(), servers, strict=True))
-    return columns.view(f"V{_KEY.size}").ravel().tolist(), clients, servers

@@ -65,7 +65,7 @@ class Message:
     key: bytes
     """The keys of all questions: what an answer must repeat."""
     exact: bytes
-    """Equal in a question and the plain answer to it: one question, repeated with its RD bit."""
+    """Equal in a question and the plain answer to it: one question, repeated with its RD bit, and no fault."""
     qname: str | None
     qtype: str | None
     qclass: str | None
@@ -79,7 +79,7 @@ class Message:
     plausible: bool
     """The header can be a DNS message's, even where nothing else could be read."""
     row: tuple[Any, ...] = ()
-    """The fields of a `Transaction` from `qname` to `answered` that a plain answer gives."""
+    """The fields of a `Transaction` from `qname` to `server_role` that a plain answer to an uncopied question gives."""
 
 
 def read(wire: bytes, limits: Limits) -> Message:
@@ -101,6 +101,8 @@ def read(wire: bytes, limits: Limits) -> Message:
     except Malformed as wrong:
         if not (truncated and questions):  # servers that set TC may stop anywhere
             fault = str(wrong)
+    if not any(counts) and not reply:
+        fault = "a query without a question"
     first = questions[0] if questions else None
     found = answers if reply or answers else None
     plausible = opcode in OPCODES and (
@@ -126,12 +128,9 @@ def read(wire: bytes, limits: Limits) -> Message:
         fault,
         plausible,
     )
-    if len(questions) != 1:
-        message.exact = b"answer" if reply else b"question"
-    else:
-        message.exact = message.key + (b"\1" if message.rd else b"\0")
     m = message
-    message.row = (m.qname, m.qtype, m.rcode, m.aa, m.tc, m.rd, m.ra, found, ttl, True)
+    m.exact = m.key + (b"\1" if m.rd else b"\0") if len(questions) == 1 and not fault else b"answer" if reply else b"question"
+    m.row = (m.qname, m.qtype, m.rcode, m.aa, m.tc, m.rd, m.ra, found, ttl, True, 0, m.purpose, None, None, None, None)
     return message
 
 

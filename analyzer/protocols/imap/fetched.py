@@ -94,7 +94,7 @@ class Literal:
     @property
     def octets(self) -> bytes | None:
         """All its octets, when they were kept."""
-        return b"".join(self._kept) if self._kept is not None else None
+        return b"".join(self._kept) if self._kept is not None and not self.left else None
 
 
 class Parts:

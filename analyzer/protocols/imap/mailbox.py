@@ -136,15 +136,12 @@ class Mailbox:
         return found
 
     def _with_uids(self, uids: list[int], low: int, high: int | None) -> list[Entry]:
-        """Entries of a UID range: one UID need not be known, of several those known count, unless none of a few is."""
+        """Entries of a UID range: of a small one all, as they may be there, of a large one those known."""
         if low == 0:
             return [self.by_uid[uids[-1]]] if uids else []
-        if low == high:
-            return [self.by(low)]
-        known = _between(uids, low, high)
-        if not known and high is not None and high - low < 100:
+        if high is not None and high - low < 100:
             return [self.by(uid) for uid in range(low, high + 1)]
-        return [self.by_uid[uid] for uid in known]
+        return [self.by_uid[uid] for uid in _between(uids, low, high)]
 
 
 def _between(ordered: list[int], low: int, high: int | None) -> list[int]:

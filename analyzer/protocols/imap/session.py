@@ -32,11 +32,12 @@ SELECTS = frozenset({"SELECT", "EXAMINE"})
 MOVES = frozenset({"MOVE", "UID MOVE"})
 COPIES = frozenset({"COPY", "UID COPY"}) | MOVES
 
+SECRETIVE = frozenset({"URLFETCH", "RESETKEY", "GENURLAUTH"})
+"""Verbs whose argument gives access to mail (RFC 4467)."""
+
 _NUMBERED = re.compile(rb"\* ([0-9]{1,10}) (EXISTS|EXPUNGE|FETCH)\b ?", re.IGNORECASE)
 _UNTAGGED = re.compile(rb"\* ([A-Za-z]+)(?: (.*))?\Z", re.DOTALL)
 _UID = re.compile(rb"[( ]UID ([0-9]{1,10})[ )]", re.IGNORECASE)
-_SECRETIVE = re.compile(r"LOGIN|AUTH|PASS|URLFETCH|RESETKEY")
-"""Verbs whose argument may be a secret."""
 _CHANGE = re.compile(
     r"(?P<set>\S+) (?:\(UNCHANGEDSINCE \d+\) )?(?P<sign>[+-]?)FLAGS(?:\.SILENT)? (?P<flags>\([^)]*\)|.*)\Z", re.IGNORECASE
 )
@@ -79,10 +80,7 @@ class Session(Units):
 
     def command_read(self, asked: Asked, unit: Unit) -> None:
         """A command was read to its end."""
-        try:
-            asked.argument = grammar.command(unit.line).argument
-        except Malformed:
-            asked.argument = b""
+        asked.argument = _argument(unit)
         verb, info = asked.verb, self.info
         asked.shown = shown(verb, asked.argument, unit.literals, self.limits.argument_chars)
         if verb in FETCHES:
@@ -102,12 +100,16 @@ class Session(Units):
             asked.extra = self.user
             asked.argument = asked.argument if verb == "AUTHENTICATE" else b""
 
-    def command_torn(self, asked: Asked) -> None:
-        """The rest of a command is lost: nothing of it is shown, for it may be a secret."""
-        asked.argument = b""
+    def command_torn(self, asked: Asked, unit: Unit) -> None:
+        """The rest of a command is lost; of one that may hold a secret nothing is shown."""
         for upload in asked.uploads[-1:]:
-            if upload.end.left or not upload.end.complete:
+            if upload.end.left:
                 upload.reader.gap(-1)
+        asked.argument = b""
+        if asked.verb not in ("LOGIN", "AUTHENTICATE") and unit.line:
+            asked.literals = [literal.octets for literal in unit.literals]
+            asked.argument = _argument(unit)
+            asked.shown = shown(asked.verb, asked.argument, unit.literals, self.limits.argument_chars)
 
     def literal_asked(self, asked: Asked, unit: Unit, size: int) -> Literal:
         """A literal of the client: a message of an APPEND, or a string."""
@@ -758,7 +760,7 @@ class Session(Units):
         at = 0 if asked.verb == "APPEND" else 1
         name = words[at] if len(words) > at else None
         content = None
-        if upload is not None:
+        if upload is not None and (upload.begin.ts_first is not None or outcome != "rejected"):
             upload.end.cut()
             whole = upload.end.complete and upload.begin.complete and not upload.holes
             if upload.holes:
@@ -793,6 +795,7 @@ class Session(Units):
     def _row(
         self, asked: Asked, status: str | None, reply: str | None, ts_first: int | None, ts: int | None, frame: int | None
     ) -> None:
+        self._tell_odd(asked.n)
         for name, detail in asked.notes:
             self.weird(name, detail, asked.ts, asked.frame)
         asked.ts_reply = ts
@@ -821,6 +824,11 @@ class Session(Units):
             )
         )
 
+    def _tell_odd(self, before: int) -> None:
+        while self.odd and self.odd[0][0] < before:
+            _, ts, frame = self.odd.popleft()
+            self.weird("bad_command", "a line that is no command", ts, frame)
+
     def _clip(self, words: str) -> str:
         limit = self.limits.argument_chars
         return words if len(words) <= limit else words[: limit - 1] + "…"
@@ -840,7 +848,7 @@ class Session(Units):
             self.response_torn(unit)
         unit, self.asks.unit = self.asks.unit, None
         if unit is not None and unit.asked is not None and not unit.asked.whole:
-            self.command_torn(unit.asked)
+            self.command_torn(unit.asked, unit)
         for parts in list(self.partly):
             self._pieced(parts, complete=False)
         self._tell_arrived()
@@ -849,6 +857,14 @@ class Session(Units):
             if not asked.done:
                 self.settled(asked)
                 self.unanswered(asked)
+        self._tell_odd(self.info.commands + 1)
+
+
+def _argument(unit: Unit) -> bytes:
+    try:
+        return grammar.command(unit.line).argument
+    except Malformed:
+        return b""
 
 
 def _moving(asked: Asked) -> dict[str, Any]:

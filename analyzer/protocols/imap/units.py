@@ -139,6 +139,8 @@ class Units(BaseSession):
         """Commands without a reply, oldest first (those done are dropped when they come to the front)."""
         self.tags: dict[bytes, deque[Asked]] = {}
         self.last: Asked | None = None
+        self.odd: deque[tuple[int, int | None, int | None]] = deque()
+        """Lines of the client that are no commands, to be told when a later command is: commands before, time, frame."""
         self.greeted = False
         self.user: str | None = None
         self._hold: Asked | None = None  # the command whose reply the client's next octets hang on
@@ -157,7 +159,7 @@ class Units(BaseSession):
         """A command was read to its end."""
         raise NotImplementedError
 
-    def command_torn(self, asked: Asked) -> None:
+    def command_torn(self, asked: Asked, unit: Unit) -> None:
         """The rest of a command is lost."""
         raise NotImplementedError
 
@@ -290,7 +292,7 @@ class Units(BaseSession):
             self.response_torn(unit)
         elif unit.asked is not None:
             self._let_go(unit.asked)
-            self.command_torn(unit.asked)
+            self.command_torn(unit.asked, unit)
 
     def _let_go(self, asked: Asked) -> None:
         if self._hold is asked:
@@ -358,11 +360,12 @@ class Units(BaseSession):
         try:
             given = grammar.command(line)
         except Malformed:
-            if not (resync or self._doubt):
-                self.weird("bad_command", "a line that is no command", inbox.ts_at(begin), inbox.frame_at(begin))
+            if not (resync or self._doubt) and len(self.odd) < self.limits.folded_anomalies:
+                self.odd.append((self.info.commands, inbox.ts_at(begin), inbox.frame_at(begin)))
             return None
-        if given.verb not in KNOWN and (resync or self._doubt or not _plain_verb(line)):
-            return None  # it may be part of a SASL exchange or of a literal that was lost from sight
+        known = given.verb in KNOWN
+        if not known and (resync or self._doubt or not _plain_verb(line) or text(given.tag).upper() in KNOWN):
+            return None  # a tag was forgotten, or it may be part of a SASL exchange or literal that was lost from sight
         if resync and self.last is not None and not _alike(given.tag, self.last.tag):
             return None
         side.resync = self._doubt = False
@@ -518,10 +521,11 @@ class Units(BaseSession):
         asked.done = True
         held = self._hold is asked
         self._let_go(asked)
-        if held and self.asks.left is not None and self.asks.unit is not None and self.asks.unit.asked is asked:
+        unit = self.asks.unit
+        if held and self.asks.left is not None and unit is not None and unit.asked is asked:
             self.asks.left = self.asks.unit = None  # the literal was refused: it does not come
             self._doubt = True
-            self.command_torn(asked)
+            self.command_torn(asked, unit)
         same = self.tags.get(asked.tag)
         if same is not None:
             if same[0] is asked:

@@ -290,12 +290,13 @@ class Layer:
         if self.secrets is None or self._failed or half.opener is not None or (kind in (HANDSHAKE, ALERT) and not half.protected):
             return False
         turn = half.specs if half.protected else half.specs + 1
-        if len(self._clients) >= turn and len(self._servers) >= turn:
+        if self._servers and self._servers[0].version >= TLS13:
+            turn = 1
+        known = (len(self._clients), len(self._servers))
+        missing = [h for h, hellos in zip(self._halves, known, strict=True) if hellos < turn]
+        if not missing:
             return False
-        if self._servers and self._servers[0].version >= TLS13 and self._clients:
-            return False
-        late = any(h.broken or h.blind or h.inbox.ended for h in self._halves)
-        if late or half.inbox.held > self.limits.tls_waiting_bytes:
+        if any(h.broken or h.blind or h.inbox.ended for h in missing) or half.inbox.held > self.limits.tls_waiting_bytes:
             self._failed = True
             return False
         return True

@@ -26,7 +26,7 @@ LINE = re.compile(
 """A line that surely is a command, for places where body text or secrets may stand."""
 BEGINNING = re.compile(rb"[A-Z0-9-]{0,14}(?:[ \t][^\r\n]*)?\r?\Z", re.IGNORECASE)
 """Octets that may yet become such a line."""
-REPLY = re.compile(rb"[2-5]\d\d(?:[ -][^\n]*)?\r?\n")
+REPLY = re.compile(rb"[2-5]\d\d(?:[ -][^\n]*)?\r?(?:\n|\Z)")
 """A reply line (RFC 5321 4.2)."""
 
 _CODE = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?=[ :]|$)")

@@ -11,41 +11,57 @@ Rules of this file:
 
 from analyzer.protocols.base import MessageCarried, Recipient, SessionInfo
 from analyzer.protocols.message import MessageReader
-from analyzer.protocols.queue_ids import queue_id
-from analyzer.protocols.smtp_grammar import enhanced_code, reply_text
+from analyzer.protocols.smtp import grammar
+from analyzer.protocols.smtp.queue_ids import queue_id
 
 REFUSED = {4: "deferred", 5: "rejected"}
 
 
 class Reply:
-    """One reply of the server (RFC 5321 4.2); `code` None when its line has none."""
+    """One reply of the server (RFC 5321 4.2)."""
 
-    __slots__ = ("ack", "begin", "code", "end", "frame", "lines", "ts", "ts_first")
+    __slots__ = ("_enhanced", "_told", "ack", "begin", "code", "end", "frame", "hole", "kind", "lines", "ts", "ts_first")
 
-    def __init__(self, code: int | None, begin: int, ts_first: int | None, ack: int) -> None:
-        self.code = code
+    def __init__(self, begin: int, ts_first: int | None, ack: int, hole: bool) -> None:
+        self.code: int | None = None
+        """None when its line has none."""
+        self.kind = 0
+        """Reply class, the code's first digit; 0 when there is none."""
         self.lines: list[bytes] = []
-        self.begin = begin
+        """The text of each line, behind the code."""
+        self.begin = self.end = begin
         """Stream offsets of its first octet and behind its last."""
-        self.end = begin
         self.ack = ack
         """Client octets the server had received, -1 unknown."""
-        self.ts_first = ts_first
-        self.ts: int | None = None
-        """Time and frame of its last octet."""
+        self.hole = hole
+        """Replies before it may be lost."""
+        self.ts_first = self.ts = ts_first
+        """Time of its first and of its last octet."""
         self.frame: int | None = None
+        self._told: str | None = None
+        self._enhanced: str | None = None
 
-    @property
-    def kind(self) -> int:
-        """Reply class: first digit of the code; 0 when there is none."""
-        return self.code // 100 if self.code is not None else 0
+    def coded(self, code: int) -> None:
+        """It has this reply code (the last line's, should they differ)."""
+        self.code, self.kind = code, code // 100
+
+    def text(self, most: int) -> str:
+        """Its text, at most so many characters."""
+        if self._told is None:
+            self._told = grammar.reply_text(self.lines, most)
+            self._enhanced = grammar.enhanced_code(self._told)
+        return self._told
+
+    def enhanced(self, most: int) -> str | None:
+        """Its enhanced status code."""
+        self.text(most)
+        return self._enhanced
 
 
 class Transaction:
     """From MAIL to its end."""
 
     __slots__ = (
-        "answers",
         "carried",
         "closed",
         "crowded",
@@ -58,6 +74,7 @@ class Transaction:
         "outer",
         "reader",
         "refusal",
+        "refused",
         "suspect",
         "unseen",
     )
@@ -68,7 +85,7 @@ class Transaction:
         self.reader: MessageReader | None = None
         self.mail: Reply | None = None
         """Reply to MAIL."""
-        self.answers: list[tuple[Recipient, Reply]] = []
+        self.refused: list[Reply] = []
         """Refusals of recipients."""
         self.refusal: Reply | None = None
         """Reply that refused DATA or a chunk."""
@@ -92,16 +109,15 @@ class Transaction:
 
     def answer_rcpt(self, recipient: Recipient, reply: Reply) -> None:
         """Take the reply to RCPT."""
-        told = reply_text(reply.lines, self.most)
-        recipient.code, recipient.reply_text, recipient.enhanced_code = reply.code, told, enhanced_code(told)
+        recipient.code, recipient.reply_text = reply.code, reply.text(self.most)
+        recipient.enhanced_code = reply.enhanced(self.most)
         kind = reply.kind
         if kind == 2:
             recipient.accepted_by_rcpt = True
         elif kind in REFUSED:
             recipient.accepted_by_rcpt = False
             recipient.outcome = REFUSED[kind]
-            self.answers.append((recipient, reply))
-        self.last = reply
+            self.refused.append(reply)
         self.carried.ts_rcpt_done = reply.ts
 
     def accepted_recipients(self) -> list[Recipient]:
@@ -114,29 +130,25 @@ class Transaction:
         carried, reader = self.carried, self.reader
         if reader is not None:
             carried.content = reader.content(self.data_done)
-        if any(reply is not None and reply.kind in (2, 4, 5) for _, reply in self.finals):
-            self._by_finals()
+        final = [reply for _, reply in self.finals if reply is not None and reply.kind in (2, 4, 5)]
+        if final:
+            self._by_finals(final)
         elif self.mail is not None and self.mail.kind in REFUSED:
-            self._refused(self.mail, carried.recipients)
-        elif carried.recipients and len(self.answers) == len(carried.recipients) and not self.data_done:
-            deferring = [reply for _, reply in self.answers if reply.kind == 4]
-            self._refused(deferring[0] if deferring else self.answers[0][1], [])
+            self._refused_by(self.mail, carried.recipients)
+        elif self.refused and len(self.refused) == len(carried.recipients) and not self.data_done:
+            self._refused_by(next((r for r in self.refused if r.kind == 4), self.refused[0]), [])
         elif self.refusal is not None:
-            self._refused(self.refusal, carried.recipients)
+            self._refused_by(self.refusal, carried.recipients)
         else:
             self._given_up(why, ts, frame)
         self.closed = True
         return carried
 
-    def _told(self, reply: Reply) -> tuple[int | None, str | None, str]:
-        told = reply_text(reply.lines, self.most)
-        return reply.code, enhanced_code(told), told
-
     def _decided_by(self, reply: Reply) -> None:
         carried = self.carried
-        carried.code, carried.enhanced_code, carried.reply_text = self._told(reply)
+        carried.code, carried.reply_text, carried.enhanced_code = reply.code, reply.text(self.most), reply.enhanced(self.most)
 
-    def _refused(self, reply: Reply, recipients: list[Recipient]) -> None:
+    def _refused_by(self, reply: Reply, recipients: list[Recipient]) -> None:
         carried = self.carried
         carried.outcome = REFUSED[reply.kind]
         carried.ts_end, carried.last_frame = reply.ts, reply.frame
@@ -146,28 +158,27 @@ class Transaction:
     def _settle(self, recipients: list[Recipient], reply: Reply) -> None:
         """The final word on recipients that RCPT did not refuse."""
         outcome = "accepted" if reply.kind == 2 else REFUSED.get(reply.kind, "unknown")
-        code, enhanced, told = self._told(reply)
+        code, told, enhanced = reply.code, reply.text(self.most), reply.enhanced(self.most)
         for each in recipients:
             if each.accepted_by_rcpt is not False:
                 each.outcome, each.code, each.enhanced_code, each.reply_text = outcome, code, enhanced, told
 
-    def _by_finals(self) -> None:
+    def _by_finals(self, final: list[Reply]) -> None:
         carried = self.carried
-        seen = [(recipient, reply) for recipient, reply in self.finals if reply is not None]
-        for recipient, reply in seen:
-            self._settle(carried.recipients if recipient is None else [recipient], reply)
-        taken = [reply for _, reply in seen if reply.kind == 2]
-        refused = [reply for _, reply in seen if reply.kind in REFUSED]
-        last = seen[-1][1]
-        carried.ts_end, carried.last_frame = last.ts, last.frame
-        if taken:
-            carried.queue_id = queue_id(reply_text(taken[0].lines, self.most))
-            failed = [reply for _, reply in self.answers] + refused
+        for recipient, reply in self.finals:
+            if reply is not None:
+                self._settle(carried.recipients if recipient is None else [recipient], reply)
+        carried.ts_end, carried.last_frame = final[-1].ts, final[-1].frame
+        taken = next((reply for reply in final if reply.kind == 2), None)
+        failed = [reply for reply in final if reply.kind != 2]
+        if taken is not None:
+            carried.queue_id = queue_id(taken.text(self.most))
+            failed = self.refused + failed
             carried.outcome = "partial" if failed else "accepted"
-            self._decided_by(failed[0] if failed else taken[0])
+            self._decided_by(failed[0] if failed else taken)
         else:
-            deciding = next((reply for reply in refused if reply.kind == 4), seen[0][1])
-            carried.outcome = REFUSED.get(deciding.kind, "unknown")
+            deciding = next((reply for reply in failed if reply.kind == 4), failed[0])
+            carried.outcome = REFUSED[deciding.kind]
             self._decided_by(deciding)
 
     def _given_up(self, why: str, ts: int | None, frame: int | None) -> None:

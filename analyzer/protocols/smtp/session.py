@@ -1,0 +1,650 @@
+"""One SMTP or LMTP connection: the commands as they are read, and what their replies mean."""
+
+import re
+from collections.abc import Callable
+
+from analyzer.limits import Limits
+from analyzer.protocols import access
+from analyzer.protocols.base import Malformed, Recipient
+from analyzer.protocols.base import text as as_text
+from analyzer.protocols.message import MessageReader
+from analyzer.protocols.smtp import grammar
+from analyzer.protocols.smtp.dialogue import Given
+from analyzer.protocols.smtp.queue_ids import software
+from analyzer.protocols.smtp.recovery import Recovery
+from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
+from analyzer.protocols.smtp.vocabulary import (
+    AWAITED,
+    BLOB,
+    CHUNK,
+    COMMANDS,
+    DATA,
+    DEAF,
+    END_OF_DATA,
+    ENDS,
+    GREETING,
+    HELLO,
+    HOLE,
+    LOOKING,
+    LOST,
+    NEXT,
+    PREFACE,
+    RESPONSE,
+    SASL_REPLIES,
+    STRAY,
+    TLS,
+    WAITING,
+)
+from analyzer.wire.types import Connection
+
+_DOMAIN = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?\Z|\[[0-9A-Za-z:.]+\]\Z")
+_ODD = re.compile(rb"[^A-Za-z-]")
+MASKED = "***"
+_PREFACE = 66_000
+"""Octets of the longest PROXY header."""
+
+
+class Session(Recovery):
+    """One SMTP or LMTP connection."""
+
+    def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
+        super().__init__(conn, client_is_orig, limits)
+        self._mechanism: str | None = None
+        self._sasl_user: str | None = None
+        self._turn = 0
+        self._guarding = False  # AUTH was tried: unknown lines may be secrets
+        self._tls_reply: Reply | None = None
+        self._first: tuple[int | None, int | None, int] | None = None  # the first command: time, frame, acknowledgement
+        self._greeting: Reply | None = None  # came before any command was read
+        self._bare_lf = False
+
+    def pump(self) -> None:
+        """Read as far as both inboxes allow."""
+        while True:
+            if self.state != DEAF and (self.server.available or self.server.has_gap):
+                self.read_replies()
+            moved = self.pair() if self.replies else False
+            if not READERS[self.state](self) and not moved:
+                return
+
+    def unanswered(self, given: Given, lost: bool = True) -> None:
+        """The reply to this will not be seen: it was lost, or there was none."""
+        transaction = given.transaction
+        if transaction is not None:
+            if given.verb in ENDS:
+                self._answer_end(given, None)
+            elif given.verb == END_OF_DATA or given.last:
+                while self.final(transaction, None):
+                    pass
+            else:
+                transaction.unseen = transaction.unseen or lost
+                if given.verb == "MAIL" and transaction.outer is not None:
+                    self.conclude(transaction.outer, "client", given.ts, given.frame)
+        self.show(given, None)
+        if given is self.awaited:
+            self.awaited = None
+
+    def answer(self, given: Given, reply: Reply) -> bool:
+        """A command has its reply; False when the exchange goes on."""
+        verb, kind = given.verb, reply.kind
+        transaction = given.transaction
+        if transaction is not None and verb not in ENDS:
+            transaction.last = reply
+        if verb == "RCPT":
+            if given.recipient is not None and transaction is not None:
+                transaction.answer_rcpt(given.recipient, reply)
+        elif verb == END_OF_DATA:
+            if transaction is not None and self.final(transaction, reply):
+                return False
+        else:
+            handler = ANSWERS.get(verb)
+            if handler is not None and not handler(self, given, reply):
+                return False
+        if reply.code in SASL_REPLIES and verb not in grammar.VERBS:  # the end of an exchange whose beginning was lost
+            given.verb = STRAY
+        self.show(given, reply)
+        if given is self.awaited:
+            self.awaited = None
+            self.state = NEXT.get((verb, kind), COMMANDS)
+        return True
+
+    # what replies mean
+
+    def _answer_greeting(self, given: Given, reply: Reply) -> bool:
+        self.greeted(reply)
+        self._early_talker(reply)
+        return True
+
+    def greeted(self, reply: Reply) -> None:
+        """The server has opened the session (RFC 5321 3.1)."""
+        info = self.info
+        info.ts_banner, info.frame_banner = reply.ts, reply.frame
+        info.server_name = _domain(reply) or info.server_name
+        info.server_software = software(b" ".join(reply.lines[:20]))
+
+    def _early_talker(self, greeting: Reply) -> None:
+        """A client must wait for the greeting (RFC 5321 4.3.1); senders of bulk often do not."""
+        if self._first is None:
+            self._greeting = greeting
+            return
+        ts, frame, ack = self._first
+        self._greeting = None
+        if ack <= greeting.begin if ack >= 0 else (ts or 0) < (greeting.ts_first or 0):
+            self.weird("early_talker", "the client spoke before the greeting", ts, frame)
+
+    def _answer_hello(self, given: Given, reply: Reply) -> bool:
+        info = self.info
+        if reply.kind == 2:
+            info.client_name = (given.argument or "").partition(" ")[0] or None
+            info.server_name = _domain(reply) or info.server_name
+            info.capabilities = [as_text(line.strip()).upper() for line in reply.lines[1:] if line.strip()]
+            if info.starttls is None and any(c.partition(" ")[0] == "STARTTLS" for c in info.capabilities):
+                info.starttls = "offered"
+            if info.ts_greeted is None:
+                info.ts_greeted, info.frame_greeted = reply.ts, reply.frame
+        return self._answer_end(given, reply)
+
+    def _answer_end(self, given: Given, reply: Reply | None) -> bool:
+        """RSET, EHLO, QUIT and their like end the transaction that is open."""
+        transaction = given.transaction
+        if transaction is not None and not transaction.closed:
+            self.conclude(transaction, "client", given.ts, given.frame)
+        return True
+
+    def _answer_mail(self, given: Given, reply: Reply) -> bool:
+        transaction = given.transaction
+        assert transaction is not None
+        transaction.mail = reply
+        outer, transaction.outer = transaction.outer, None
+        if outer is None or outer.closed:
+            return True
+        if reply.kind not in REFUSED or (outer.mail is not None and outer.mail.kind in REFUSED):
+            self.conclude(outer, "client", given.ts, given.frame)
+            return True
+        # The server keeps the transaction that is open (RFC 5321 4.1.4): what follows belongs to it.
+        outer.carried.recipients += transaction.carried.recipients
+        for later in self.waiting:
+            if later.transaction is transaction:
+                later.transaction = outer
+        if self.transaction is transaction:
+            self.transaction = outer
+        given.transaction = None
+        if reply.code != 503:  # else it was no attempt of its own, but a command out of turn
+            transaction.carried.recipients = []
+            self.conclude(transaction, "reply", reply.ts, reply.frame)
+        return True
+
+    def _answer_data(self, given: Given, reply: Reply) -> bool:
+        if reply.kind == 3:
+            self.receive(given.transaction, reply)
+        elif reply.kind not in REFUSED:
+            self.guess(given)  # a reply that is none: what follows tells
+        elif given.transaction is not None and given.transaction.refusal is None:
+            given.transaction.refusal = reply
+        return True
+
+    def _answer_chunk(self, given: Given, reply: Reply) -> bool:
+        """The reply to BDAT (RFC 3030 2); the one to the last chunk is the transaction's."""
+        transaction = given.transaction
+        if transaction is None or transaction.closed:
+            return True
+        if reply.kind in REFUSED and transaction.refusal is None:
+            transaction.refusal = reply
+        return not (given.last and self.final(transaction, reply))
+
+    def final(self, transaction: Transaction, reply: Reply | None) -> bool:
+        """A reply after the data: one, or one for each recipient (RFC 2033 4.2); whether more are to come."""
+        if transaction.closed:
+            return False
+        wanted: list[Recipient | None] = [None]
+        if self.info.protocol == "lmtp":
+            wanted = [*transaction.accepted_recipients()] or [None]
+        finals = transaction.finals
+        finals.append((wanted[min(len(finals), len(wanted) - 1)], reply))
+        if len(finals) < len(wanted):
+            return True
+        if self.forks and transaction.suspect:
+            self.split = transaction
+        else:
+            self.conclude(transaction, "reply", None, None)
+        return False
+
+    def conclude(self, transaction: Transaction, why: str, ts: int | None, frame: int | None) -> None:
+        """The transaction is over: it is handed to mail/."""
+        if transaction.closed:
+            return
+        if transaction is self.transaction:
+            self.transaction = None
+        info = self.info
+        info.messages += 1
+        carried = transaction.conclude(why, ts, frame)
+        carried.index = info.messages
+        if transaction.reader is not None:
+            for name, detail in transaction.reader.oddities:
+                self.weird(name, detail, carried.ts_data, carried.first_frame)
+        self.events.append(carried)
+
+    def _answer_auth(self, given: Given, reply: Reply) -> bool:
+        info = self.info
+        if reply.kind == 3:
+            self._turn = access.turn_of(reply.lines[-1], self._turn)
+            if given is self.awaited:
+                self.state = RESPONSE
+            return False
+        ok = reply.kind == 2
+        if ok or not info.auth_ok:
+            info.auth_mechanism, info.auth_ok = self._mechanism, ok
+            info.auth_user = self._sasl_user
+            info.ts_auth, info.ts_auth_done, info.frame_auth = given.ts, reply.ts, reply.frame
+        return True
+
+    def _answer_starttls(self, given: Given, reply: Reply) -> bool:
+        info = self.info
+        info.ts_starttls, info.frame_starttls = given.ts, reply.frame
+        if reply.kind != 2:
+            info.starttls = "refused"
+            return self._resume(given)
+        info.starttls = "used"
+        self._tls_reply = reply
+        return self._answer_end(given, reply)
+
+    def _resume(self, given: Given) -> bool:
+        """What would have ended the transaction was refused: it goes on."""
+        if self.transaction is None:
+            self.transaction = given.transaction
+        return True
+
+    def _answer_blob(self, given: Given, reply: Reply) -> bool:
+        if reply.kind != 3:
+            return True
+        if given is self.awaited:
+            self.state = BLOB
+        return False
+
+    def _answer_xclient(self, given: Given, reply: Reply) -> bool:
+        if reply.kind == 2 and given.note:
+            self.info.stated_client_ip = given.note
+        if given.verb == "XFORWARD":
+            return True
+        return self._answer_end(given, reply) if reply.kind == 2 else self._resume(given)
+
+    def _answer_turn(self, given: Given, reply: Reply) -> bool:
+        if reply.kind != 2:
+            return self._resume(given)
+        detail = f"{given.verb}: client and server change places; what follows is not read"
+        self.weird("roles_turned", detail, reply.ts, reply.frame)
+        return self._answer_end(given, reply)
+
+    # the client's octets: commands
+
+    def _read_commands(self) -> bool:
+        inbox = self.client
+        moved = False
+        while self.state == COMMANDS:
+            begin = inbox.base + inbox.pos
+            line = inbox.line()
+            if line is None:
+                if not inbox.has_gap:
+                    return moved
+                return self.lose_commands()
+            moved = True
+            skip, self.cut = self.cut, inbox.cut
+            if skip:
+                continue
+            if inbox.cut:
+                self.weird("line_too_long", "a command line", *inbox.segment_at(begin)[:2])
+            self._command(line, begin, inbox.base + inbox.pos)
+        return moved
+
+    def _command(self, line: bytes, begin: int, end: int) -> None:
+        """One command line."""
+        inbox = self.client
+        ts, frame, ack, ts_end, _ = inbox.span(begin, end)
+        if self._first is None:
+            self._first = (ts, frame, ack)
+            if self._greeting is not None:
+                self._early_talker(self._greeting)
+        if end - begin - len(line) == 1 and not self._bare_lf and not inbox.cut:
+            self._bare_lf = True
+            self.weird("bare_lf", "command lines end with LF alone", ts, frame)
+        verb, rest = grammar.verb_of(line)
+        known = verb in grammar.VERBS
+        if not known:
+            verb = self._unknown(verb, line, ts, frame)
+        given = Given(verb, begin, end, ts, frame, ack, ts_end)
+        if rest and (known or verb not in (STRAY, MASKED)):
+            given.argument = grammar.shown(verb, rest, self.limits.argument_chars)
+        if known:
+            self._guarding = verb in ("AUTH", "X-EXPS")
+        if self.command_hole:
+            given.hole, self.command_hole = True, False
+        read = READS.get(verb)
+        if read is not None:
+            read(self, given, rest)
+        if self.chunk is not given:
+            self.waiting.append(given)
+        if verb in AWAITED:
+            self.awaited = given
+            self.state = WAITING
+        if len(self.waiting) > self.limits.commands_waiting:
+            self.unanswered(self.waiting.popleft())
+
+    def _unknown(self, verb: str, line: bytes, ts: int | None, frame: int | None) -> str:
+        """A word that is no command we know; it may be a secret that came at the wrong moment."""
+        if self._guarding or verb.startswith(("AUTH=", "AUTH:", "X-EXPS=")):
+            self.weird("sasl_out_of_turn", "a line that may be a SASL response outside of an exchange; not shown", ts, frame)
+            return STRAY
+        word = line.split(None, 1)[0] if line.strip() else b""
+        if len(word) > 7 and (_ODD.search(word) or not (word.isupper() or word.islower())):
+            return MASKED
+        return verb
+
+    def _read_hello(self, given: Given, rest: bytes) -> None:
+        if given.verb == "LHLO":
+            self.info.protocol = "lmtp"
+        self._read_end(given, rest)
+
+    def _read_end(self, given: Given, rest: bytes) -> None:
+        given.transaction, self.transaction = self.transaction, None
+        self.headless = False
+        if given.verb == "QUIT":
+            self.info.end = "quit"
+
+    def _read_mail(self, given: Given, rest: bytes) -> None:
+        transaction = Transaction(self.info, given.ts, given.frame, self.limits.argument_chars)
+        transaction.outer = self.transaction
+        self.headless = False
+        self.transaction = given.transaction = transaction
+        try:
+            transaction.carried.mail_from, transaction.carried.mail_parameters = grammar.path(rest, b"FROM")
+        except Malformed as why:
+            self.weird("malformed_path", f"MAIL: {why}", given.ts, given.frame)
+
+    def _read_rcpt(self, given: Given, rest: bytes) -> None:
+        if self.transaction is None and self.headless:
+            self.transaction = self.without_mail(given.frame)
+        given.transaction = transaction = self.transaction
+        if transaction is None:
+            return
+        try:
+            address, parameters = grammar.path(rest, b"TO")
+        except Malformed as why:
+            self.weird("malformed_path", f"RCPT: {why}", given.ts, given.frame)
+            return
+        recipients = transaction.carried.recipients
+        if len(recipients) >= self.limits.recipients:
+            if not transaction.crowded:
+                transaction.crowded = True
+                detail = f"more than {len(recipients)} recipients in one transaction"
+                self.weird("too_many_recipients", detail, given.ts, given.frame)
+            return
+        given.recipient = recipient = Recipient(address, parameters, given.ts)
+        recipient.frame = given.frame
+        recipients.append(recipient)
+
+    def _read_data_command(self, given: Given, rest: bytes) -> None:
+        given.transaction = self.transaction
+
+    def _read_chunk_command(self, given: Given, rest: bytes) -> None:
+        """bdat-cmd = "BDAT" SP chunk-size [SP end-marker] CRLF (RFC 3030 2): so many octets follow at once."""
+        given.transaction = transaction = self.transaction
+        try:
+            self.left, given.last = grammar.chunk_size(rest)
+        except Malformed as why:
+            self.weird("malformed_bdat", str(why), given.ts, given.frame)
+            return
+        self.chunk = given
+        self.state = CHUNK
+        if transaction is not None:
+            if transaction.reader is None:
+                transaction.reader = MessageReader(self.limits, self.keep_raw)
+                transaction.data_begin = given.end
+            if transaction.carried.ts_rcpt_done is None:
+                transaction.carried.ts_rcpt_done = given.ts
+
+    def _read_burl(self, given: Given, rest: bytes) -> None:
+        """BURL SP absolute-URI [SP end-marker] (RFC 4468 3.2): the server fetches the octets itself."""
+        given.transaction = transaction = self.transaction
+        given.last = rest.strip().upper().endswith(b" LAST")
+        if transaction is not None:
+            if transaction.reader is not None:
+                transaction.reader.gap(-1)
+            if given.last:
+                self.transaction = None
+
+    def _read_auth(self, given: Given, rest: bytes) -> None:
+        """AUTH SP mechanism [SP initial-response] (RFC 4954 4)."""
+        words = rest.split()
+        self._mechanism = as_text(words[0][:40]).upper() if words else None
+        self._turn, self._sasl_user = 0, None
+        if len(words) > 1 and words[1] != b"=":
+            self._sasl_response(words[1])
+
+    def _sasl_response(self, response: bytes) -> None:
+        self._sasl_user = access.sasl_user(self._mechanism, response, self._turn) or self._sasl_user
+        self._turn += 1
+
+    def _read_blob_command(self, given: Given, rest: bytes) -> None:
+        try:
+            self.left = grammar.blob_size(rest)
+        except Malformed:
+            self.left = 0
+
+    def _read_xclient(self, given: Given, rest: bytes) -> None:
+        given.note = grammar.stated_address(rest)
+        if given.verb == "XCLIENT":
+            self._read_end(given, rest)
+
+    # the client's octets: everything else
+
+    def _read_preface(self) -> bool:
+        """Before the first command: the PROXY protocol's header, when there is one."""
+        inbox = self.client
+        if not inbox.available:
+            return self.lose_commands() if inbox.has_gap else False
+        found = grammar.proxy_preface(inbox.buf[inbox.pos : inbox.pos + _PREFACE])
+        if found is None and not inbox.before_gap:
+            return False
+        if found is not None and found[0]:
+            inbox.take(found[0])
+            self.info.stated_client_ip = found[1]
+        self.state = COMMANDS
+        return True
+
+    def _read_message(self) -> bool:
+        """Mail data (RFC 5321 4.1.1.4), up to its end or to what another reader may take for it."""
+        inbox, transaction = self.client, self.receiving
+        assert transaction is not None and transaction.reader is not None
+        if not inbox.available:
+            if inbox.has_gap:
+                return self.lose_data()
+            return self.ended_early(transaction)
+        begin = inbox.offset
+        if transaction.carried.ts_data is None:
+            transaction.carried.ts_data = inbox.ts_at(begin)
+        buf = inbox.buf
+        at = transaction.reader.feed_stuffed(buf, inbox.pos)
+        if at < 0:
+            inbox.pos = len(buf)
+            return True
+        inbox.pos = at
+        if transaction.reader.ended:
+            transaction.data_done = True
+            self.end_data(transaction)
+        else:
+            self.fork(transaction, buf, at)
+        return True
+
+    def _read_chunk(self) -> bool:
+        """The octets of a chunk, counted; no transparency, no end mark (RFC 3030 2)."""
+        inbox, given = self.client, self.chunk
+        assert given is not None
+        transaction = given.transaction
+        reader = transaction.reader if transaction is not None else None
+        while self.left:
+            if not inbox.available:
+                if not inbox.has_gap:
+                    return False
+                return self.lose_chunk(given, reader)
+            if transaction is not None and transaction.carried.ts_data is None:
+                transaction.carried.ts_data = inbox.ts_at(inbox.offset)
+            piece = inbox.take(self.left)
+            self.left -= len(piece)
+            if reader is not None:
+                reader.feed(piece)
+        self.end_chunk(given, True)
+        return True
+
+    def _read_response(self) -> bool:
+        """A SASL response after a 334 (RFC 4954 4): read for the user's name, and dropped."""
+        inbox = self.client
+        begin = inbox.offset
+        line = inbox.line()
+        if line is None:
+            return self.lose_commands() if inbox.has_gap else False
+        if inbox.cut or self.cut:
+            self.cut = inbox.cut
+            return True
+        if self.awaited is not None:
+            self.awaited.begin, self.awaited.ack = begin, inbox.ack_at(begin)
+        if line != b"*":
+            self._sasl_response(line)
+        self.state = WAITING
+        return True
+
+    def _read_blob(self) -> bool:
+        """Octets behind XEXCH50's 354, counted."""
+        inbox = self.client
+        while self.left:
+            if not inbox.available:
+                return self.lose_commands() if inbox.has_gap else False
+            self.left -= len(inbox.take(self.left))
+        if self.awaited is not None:
+            self.awaited.begin = inbox.offset - 1
+        self.awaited = None
+        self.state = COMMANDS
+        return True
+
+    def _read_tls(self) -> bool:
+        """After STARTTLS was granted: TLS records, or clear text still when the tap decrypts (RFC 3207 4.2)."""
+        inbox, reply = self.client, self._tls_reply
+        if inbox.available:
+            first = inbox.buf[inbox.pos]
+            if first != 0x16 and not first & 0x80:
+                return self._clear_after_tls(reply)
+        elif not inbox.has_gap and not (self.server.available or self.server.has_gap):
+            return False
+        self._tls_reply = None
+        self.state = COMMANDS
+        self.holes.clear()
+        self.start_tls(inbox.ts_at(inbox.offset))
+        return True
+
+    def _clear_after_tls(self, reply: Reply | None) -> bool:
+        inbox, info = self.client, self.info
+        begin = inbox.offset
+        ts, frame, ack = inbox.segment_at(begin)
+        if reply is not None and (ack <= reply.begin if ack >= 0 else (ts or 0) < (reply.ts_first or 0)):
+            line = inbox.line()  # it was sent before the server could grant anything (CVE-2011-0411)
+            if line is None:
+                if not inbox.before_gap:
+                    return False
+                line = inbox.take(inbox.available)
+            verb = grammar.verb_of(line)[0]
+            what = verb if verb in grammar.VERBS else "octets"
+            self.weird("starttls_injection", f"{what} in clear behind STARTTLS, {len(line)} octets", ts, frame)
+            return True
+        info.tls, info.visibility, info.ts_tls_done = "starttls", "decrypted", ts
+        self._tls_reply = None
+        self.state = COMMANDS
+        return True
+
+    def _read_nothing(self) -> bool:
+        for inbox in (self.client, self.server):
+            inbox.take(inbox.available)
+            while inbox.take_gap():
+                inbox.take(inbox.available)
+        return False
+
+    # the end
+
+    def finish(self, reason: str, ts: int) -> None:
+        """End what is open; nothing more will come."""
+        if self.split is not None:
+            self.release()
+        if self.chunk is not None:
+            self.end_chunk(self.chunk, False)
+        if self.forks:
+            self.release()
+        lost = self.lossy or not self.server.seen
+        while self.waiting:
+            self.unanswered(self.waiting.popleft(), lost)
+        self.flush_replies()
+        transaction = self.transaction
+        if transaction is None or transaction.closed:
+            return
+        farewell = self.farewell
+        if self.receiving is transaction and farewell is not None:
+            transaction.finals.append((None, farewell))
+        elif transaction.refusal is None:
+            transaction.refusal = farewell
+        self.conclude(transaction, reason, ts, self.info.connection.last_frame or None)
+
+
+def _domain(reply: Reply) -> str | None:
+    """What the server calls itself: the first word of its greeting or of its answer to EHLO (RFC 5321 4.2, 4.1.1.1)."""
+    first = reply.lines[0].split(None, 1)
+    return as_text(first[0]) if first and _DOMAIN.match(first[0]) else None
+
+
+READERS: dict[str, Callable[[Session], bool]] = {
+    COMMANDS: Session._read_commands,
+    WAITING: Session.wait,
+    DATA: Session._read_message,
+    CHUNK: Session._read_chunk,
+    RESPONSE: Session._read_response,
+    BLOB: Session._read_blob,
+    TLS: Session._read_tls,
+    PREFACE: Session._read_preface,
+    LOST: Session.find_step,
+    LOOKING: Session.look,
+    HOLE: Session.cross_hole,
+    DEAF: Session._read_nothing,
+}
+"""Who takes the client's next unit, by state; true when something was taken or changed."""
+
+READS: dict[str, Callable[[Session, Given, bytes], None]] = {
+    **dict.fromkeys(HELLO, Session._read_hello),
+    **dict.fromkeys(("RSET", "QUIT", "STARTTLS", "X-ANONYMOUSTLS", "TURN", "ATRN"), Session._read_end),
+    "MAIL": Session._read_mail,
+    "RCPT": Session._read_rcpt,
+    "DATA": Session._read_data_command,
+    "BDAT": Session._read_chunk_command,
+    "BURL": Session._read_burl,
+    "AUTH": Session._read_auth,
+    "X-EXPS": Session._read_auth,
+    "XEXCH50": Session._read_blob_command,
+    "XCLIENT": Session._read_xclient,
+    "XFORWARD": Session._read_xclient,
+}
+"""What a command means as it is read."""
+
+ANSWERS: dict[str, Callable[[Session, Given, Reply], bool]] = {
+    GREETING: Session._answer_greeting,
+    **dict.fromkeys(HELLO, Session._answer_hello),
+    **dict.fromkeys(("RSET", "QUIT"), Session._answer_end),
+    "MAIL": Session._answer_mail,
+    "DATA": Session._answer_data,
+    "BDAT": Session._answer_chunk,
+    "BURL": Session._answer_chunk,
+    "AUTH": Session._answer_auth,
+    "X-EXPS": Session._answer_auth,
+    "STARTTLS": Session._answer_starttls,
+    "X-ANONYMOUSTLS": Session._answer_starttls,
+    "XEXCH50": Session._answer_blob,
+    "XCLIENT": Session._answer_xclient,
+    "XFORWARD": Session._answer_xclient,
+    "TURN": Session._answer_turn,
+    "ATRN": Session._answer_turn,
+}
+"""What its reply means; false when the exchange goes on."""
