@@ -106,10 +106,12 @@ class Limits:
     """Highest believable ratio of COMPRESS once 1 MiB is out: then `inflate_limit`, the rest is opaque."""
     mailbox_messages: int = 200_000
     """Messages whose unique-id, UID or Message-ID is remembered per session: the others stay unnamed, `mailbox_too_large`."""
-    mailbox_events: int = 200_000
-    """Mailbox events (flagged, copied, expunged, ...) per session: the rest are not told, `mailbox_too_large`."""
-    partial_messages: int = 1_000
-    """Messages being fetched in pieces, announced but not fetched, or in one APPEND, per session: the oldest is finished as it is."""
+    session_events: int = 200_000
+    """Mailbox events (flagged, copied, expunged, ...) told per session: the rest are not, `mailbox_too_large`."""
+    partial_messages: int = 200
+    """Messages being fetched in pieces, or in one APPEND, per session: the oldest is finished as it is."""
+    arrivals: int = 1_000
+    """Messages announced by EXISTS that wait to be named, per session: the oldest is told as it is."""
     parts_bytes: int = 4 << 20
     """Octets of message parts held per IMAP session until the parts before them come: then that message stays incomplete."""
     tls_waiting_bytes: int = 32 << 20
@@ -152,3 +154,28 @@ class Limits:
     """Rows of one anomaly name and source: beyond it they are counted in one last row."""
     warning_lines: int = 20
     """Lines of warning on standard error per run: the rest is a number."""
+
+    # live
+    live_kernel_bytes: int = 64 << 20
+    """Octets of packets that the kernel keeps for a live capture: beyond, it drops packets, `capture_drops`."""
+    live_batch_bytes: int = 4 << 20
+    """Octets captured live that are decoded at a time; less where less has come."""
+    live_backlog_bytes: int = 128 << 20
+    """Octets captured but not yet analyzed: further batches are only written to the capture file, `analysis_shed`."""
+    live_decided_idle: int = 600_000_000_000
+    """Silence after which a message whose fate is known (delivered, rejected, bounced) is finished: its rows are written
+    and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
+    live_traces: int = 10_000
+    """Messages open at once: beyond, the longest silent are finished (decided ones first), `traces_finished_early`."""
+    live_held_bytes: int = 64 << 20
+    """Octets of header fields and reports of open messages: beyond, as `live_traces`."""
+    live_lookups: int = 20_000
+    """DNS rows held for messages that may still need them: beyond, the oldest are written as they are."""
+    live_lookup_age: int = 3_600_000_000_000
+    """Age at which a DNS row is written and forgotten unless an open message uses it."""
+    live_hosts: int = 50_000
+    """Hosts of finished messages remembered for the hosts table: further ones have no row, `hosts_dropped`."""
+    live_share: float = 0.2
+    """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""
+    live_every: float = 1.0
+    """Seconds between two tellings at least."""

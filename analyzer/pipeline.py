@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from analyzer.limits import Limits
 from analyzer.mail.story import Story
-from analyzer.protocols import dns
+from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, SessionEnded
 from analyzer.protocols.registry import MAIL_PORTS, recognise
 from analyzer.tables import Tables
@@ -47,15 +47,21 @@ class Pipeline:
     File and live capture take this same way.
     """
 
-    def __init__(self, limits: Limits | None = None, secrets: Any = None) -> None:
+    def __init__(self, limits: Limits | None = None, secrets: tls.Secrets | None = None) -> None:
         self.limits = limits or Limits()
-        self.secrets = secrets
+        self.secrets = secrets or tls.Secrets()
         self.tables = Tables(self.limits)
         self.story = Story(self.limits)
         self.decoder = Decoder(self.limits)
         self.streams = Streams(self.limits, self._recognise, MAIL_PORTS)
         self.datagrams = dns.Datagrams(self.limits)
         self.messages = 0
+
+    def learn(self, info: SourceInfo) -> None:
+        """Take the TLS secrets that a capture brought along (pcapng Decryption Secrets Blocks)."""
+        for log in info.secrets:
+            self.secrets.add(log)
+        info.secrets.clear()
 
     def feed(self, frames: Frames) -> None:
         """Take the next batch of frames of a source."""
@@ -175,7 +181,7 @@ def run(
     Raises CaptureError when an input cannot be read at all, KeyLogError for a bad key log.
     """
     limits = limits or Limits()
-    pipeline = Pipeline(limits, _secrets(keylogs))
+    pipeline = Pipeline(limits, tls.read_key_logs(keylogs))
     sources: list[SourceInfo] = []
     with _collector_off():
         for item in in_time_order(inputs):
@@ -187,14 +193,9 @@ def run(
                     progress(name, done, total, pipeline.messages)
 
             for frames in files.read(item, limits, info, progress=report):
+                pipeline.learn(info)
                 pipeline.feed(frames)
         tables = pipeline.finish(sources)
     return Result(tables, sources)
 
 
-def _secrets(keylogs: Sequence[str | PathLike[str]]) -> Any:
-    if not keylogs:
-        return None
-    from analyzer.protocols import tls
-
-    return tls.read_key_logs(keylogs)

@@ -8,11 +8,13 @@ Rules:
    there; else `relayed`.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from analyzer.mail.hops import Leg, Trace
 from analyzer.mail.records import Delivery
-from analyzer.mail.reports import domain_of
+from analyzer.mail.reports import Fate, domain_of
 from analyzer.mail.roles import Scene
 from analyzer.mail.sightings import Sighting, original_recipient
 from analyzer.protocols.base import Recipient
@@ -49,37 +51,67 @@ class Traffic:
         return any(other not in (besides, machine) for other in self._calls.get(machine, ()))
 
 
+Tries = dict[str, list[Leg]]
+"""Recipient (lower case) -> hops that were tried for it, in time order."""
+
+
 class Judge:
-    """Tells the fate of the recipients of one trace."""
+    """Tells the fate of the recipients of one trace.
+
+    Everything is looked up by recipient: a message may have fifty thousand of them.
+    """
 
     def __init__(self, trace: Trace, scene: Scene, traffic: Traffic) -> None:
         self.trace = trace
         self.scene = scene
         self.traffic = traffic
-        self._kids: dict[int, list[Leg]] = {}
-        self._tops: list[Leg] = []
+        self._tops: Tries = {}
+        self._below: dict[int, Tries] = {}
+        """Hop -> what was tried from there on."""
+        self._found: dict[int, dict[str, Recipient]] = {}
+        self._made: dict[int, dict[str, list[str]]] = {}
+        """Hop -> its recipients that go on under other addresses."""
+        self._first: dict[str, str] = {}
         self._aliases: dict[str, set[str]] = {}
         """Recipient -> addresses it became."""
+        self._readers: set[str] = set()
+        self._read: set[int] = set()
+        self._lost = Counter(id(lost.client) for lost in trace.lost or ())
         for leg in trace.legs:
-            if leg.sighting is not None and leg.carried:
-                above = leg.parent
-                while above is not None and (above.sighting is None or not above.carried):
-                    above = above.parent
-                if above is None:
-                    self._tops.append(leg)
-                else:
-                    self._kids.setdefault(id(above), []).append(leg)
+            s = leg.sighting
+            if s is None:
+                continue
+            if not leg.carried:
+                if s.kind == "retrieve":
+                    self._readers.add((s.session.auth_user or "").lower())
+                    self._read.add(id(leg.parent))
+                continue
+            above = leg.parent
+            while above is not None and (above.sighting is None or not above.carried):
+                above = above.parent
+            tries = self._tops if above is None else self._below.setdefault(id(above), {})
+            mine = self._found[id(leg)] = {r.address.lower(): r for r in reversed(s.recipients)}
+            for low in mine:
+                tries.setdefault(low, []).append(leg)
+            if above is None:
+                for r in s.recipients:
+                    self._first.setdefault(r.address.lower(), r.address)
 
     def deliveries(self) -> list[Delivery]:
         """One row per recipient as first given."""
-        first: dict[str, str] = {}
-        for leg in self._tops:
-            for r in _recipients(leg):
-                first.setdefault(r.address.lower(), r.address)
+        said: dict[str, list[tuple[Fate, int]]] = {}
+        for report, ts in self.trace.reported or ():
+            for fate in report.fates:
+                for address in {fate.recipient.lower(), (fate.final or "").lower()}:
+                    said.setdefault(address, []).append((fate, ts))
         rows = []
-        for low, address in first.items():
-            fate = self._reported(low, self._follow(low, self._tops, 0))
-            rows.append(_row(self.trace, address, fate))
+        for low, address in self._first.items():
+            outcome = self._follow(low, self._tops.get(low, ()), 0)
+            if said:
+                for known in (low, *sorted(self._aliases.get(low, ()))):
+                    for fate, ts in said.get(known, ()):
+                        outcome = _reported(outcome, fate, ts)
+            rows.append(_row(self.trace, address, outcome))
         return rows or self._from_mailbox()
 
     def _from_mailbox(self) -> list[Delivery]:
@@ -93,90 +125,70 @@ class Judge:
                     return [_row(self.trace, address, Outcome("delivered", 0, s.ts, leg))]
         return []
 
-    def _follow(self, low: str, legs: list[Leg], depth: int) -> Outcome:
+    def _follow(self, low: str, tries: Sequence[Leg], depth: int) -> Outcome:
         """The fate of an address among the tries for it."""
         last: Outcome | None = None
-        tries = 0
-        clients: set[int] = set()
-        for leg in legs:
-            recipient = _find(leg, low)
-            if recipient is None:
-                continue
-            tries += 1
-            clients.add(id(leg.client))
-            outcome = recipient.outcome
+        for n, leg in enumerate(tries, 1):
+            recipient = self._found[id(leg)][low]
             s = leg.sighting
             assert s is not None
-            if outcome == "accepted" and s.outcome in ("accepted", "partial"):
-                last = self._onward(low, leg, depth, tries)
+            if recipient.outcome == "accepted" and s.outcome in ("accepted", "partial"):
+                last = self._onward(low, leg, depth, n)
             elif last is None or last.outcome not in ("delivered", "relayed"):
-                last = _refused(leg, recipient, tries)
+                last = _refused(leg, recipient, n)
         if last is None:
             return Outcome("unknown", 0, None, None)
-        if last.leg is None or not any(last.leg is leg for leg in legs):
-            return last  # decided further down
-        missed = sum(1 for lost in self.trace.lost or () if id(lost.client) in clients)
-        return last._replace(attempts=last.attempts + missed) if missed else last
+        if not self._lost or last.leg is None or not any(last.leg is leg for leg in tries):
+            return last  # also when it was decided further down
+        return last._replace(attempts=last.attempts + sum(self._lost[c] for c in {id(leg.client) for leg in tries}))
 
     def _onward(self, low: str, leg: Leg, depth: int, tries: int) -> Outcome:
         """From an accepted hop on."""
         s = leg.sighting
-        recipient = _find(leg, low)
-        assert s is not None and recipient is not None
-        here = Outcome("relayed", tries, s.ts_end, leg, *_words(s, recipient))
+        assert s is not None
+        here = Outcome("relayed", tries, s.ts_end, leg, *_words(s, self._found[id(leg)][low]))
         if leg.server_role == "mda":
             return here._replace(outcome="delivered")
-        kids = self._kids.get(id(leg), [])
-        if kids and depth < _DEPTH:
-            if any(_find(kid, low) for kid in kids):
-                return self._follow(low, kids, depth + 1)
-            made = self._made_from(low, leg, kids)
+        below = self._below.get(id(leg))
+        if below is not None and depth < _DEPTH:
+            if low in below:
+                return self._follow(low, below[low], depth + 1)
+            made = self._made_from(leg, below).get(low)
             if made:
                 self._aliases.setdefault(low, set()).update(made)
-                return _worst([self._follow(address, kids, depth + 1) for address in made])
+                return _worst([self._follow(address, below[address], depth + 1) for address in made])
         if self._in_mailbox(low, leg) or self._final(low, leg):
             return here._replace(outcome="delivered")
         if self._stuck(leg):
             return here._replace(outcome="bounced")
         return here
 
-    @staticmethod
-    def _made_from(low: str, leg: Leg, kids: list[Leg]) -> list[str]:
-        """Addresses of later hops that this recipient became."""
-        mine = {r.address.lower() for r in _recipients(leg)}
-        open_ones = {
-            r.address.lower()
-            for r in _recipients(leg)
-            if r.outcome == "accepted" and not any(_find(kid, r.address.lower()) for kid in kids[:_DEPTH])
-        }
-        made: dict[str, None] = {}
-        for kid in kids:
-            s = kid.sighting
-            assert s is not None
-            for r in s.recipients:
-                address = r.address.lower()
-                if address in mine:
-                    continue
-                origin = (original_recipient(r) or "").lower()
-                if origin in open_ones:
-                    source = origin
-                else:
-                    source = next((d for d in s.delivered_to if d in open_ones), low if len(open_ones) == 1 else "")
-                if source == low:
-                    made[address] = None
-        return list(made)
+    def _made_from(self, leg: Leg, below: Tries) -> dict[str, list[str]]:
+        """Recipients of a hop that go on under addresses of their own making: alias, forward, list."""
+        made = self._made.get(id(leg))
+        if made is not None:
+            return made
+        made = self._made[id(leg)] = {}
+        mine = self._found[id(leg)]
+        gone = {low for low, r in mine.items() if r.outcome == "accepted" and low not in below}
+        for address, kids in below.items():
+            if address in mine:
+                continue
+            kid = kids[0].sighting
+            assert kid is not None
+            origin = (original_recipient(self._found[id(kids[0])][address]) or "").lower()
+            source = origin if origin in gone else next((d for d in kid.delivered_to if d in gone), None)
+            if source is None and len(gone) == 1:
+                source = next(iter(gone))
+            if source is not None:
+                made.setdefault(source, []).append(address)
+        return made
 
     def _in_mailbox(self, low: str, leg: Leg) -> bool:
         """A mailbox user who is this recipient has fetched it."""
-        for other in self.trace.legs:
-            s = other.sighting
-            if s is not None and s.kind == "retrieve":
-                user = (s.session.auth_user or "").lower()
-                if user and user in (low, low.rpartition("@")[0]):
-                    return True
-                if other.parent is leg and len(_recipients(leg)) == 1:
-                    return True
-        return False
+        if low in self._readers or (low.rpartition("@")[0] or low) in self._readers:
+            return True
+        return id(leg) in self._read and len(self._found[id(leg)]) == 1
 
     def _stuck(self, leg: Leg) -> bool:
         """The next server's EHLO reply did not offer what the message needs: its client left without a transaction."""
@@ -202,33 +214,18 @@ class Judge:
             return False
         return self.traffic.shows(id(leg.server), id(leg.client))
 
-    def _reported(self, low: str, fate: Outcome) -> Outcome:
-        """What delivery reports say of it."""
-        for report, ts in self.trace.reported or ():
-            for said in report.fates:
-                named = {said.recipient.lower(), (said.final or "").lower()}
-                if low not in named and named.isdisjoint(self._aliases.get(low, ())):
-                    continue
-                if said.action == "failed" and fate.outcome != "delivered":
-                    if fate.code is None or fate.outcome not in ("bounced", "rejected"):
-                        fate = fate._replace(ts=ts, code=None, enhanced_code=said.status, reply_text=said.diagnostic)
-                    fate = fate._replace(outcome="bounced")
-                elif said.action == "delivered" and fate.outcome in ("relayed", "unknown"):
-                    fate = fate._replace(outcome="delivered")
-                elif said.action == "delayed" and fate.outcome in ("relayed", "unknown"):
-                    fate = fate._replace(outcome="deferred")
-        return fate
 
-
-def _recipients(leg: Leg) -> list[Recipient]:
-    return leg.sighting.recipients if leg.sighting is not None else []
-
-
-def _find(leg: Leg, low: str) -> Recipient | None:
-    for r in _recipients(leg):
-        if r.address.lower() == low:
-            return r
-    return None
+def _reported(fate: Outcome, said: Fate, ts: int) -> Outcome:
+    """What a delivery report adds."""
+    if said.action == "failed" and fate.outcome != "delivered":
+        if fate.code is None or fate.outcome not in ("bounced", "rejected"):
+            fate = fate._replace(ts=ts, code=None, enhanced_code=said.status, reply_text=said.diagnostic)
+        return fate._replace(outcome="bounced")
+    if said.action == "delivered" and fate.outcome in ("relayed", "unknown"):
+        return fate._replace(outcome="delivered")
+    if said.action == "delayed" and fate.outcome in ("relayed", "unknown"):
+        return fate._replace(outcome="deferred")
+    return fate
 
 
 def _words(s: Sighting, r: Recipient) -> tuple[int | None, str | None, str | None]:

@@ -176,7 +176,10 @@ class Opaque:
             return None
         at = bisect_right(sessions, min(before, field.ts + _SECOND + _FAR), key=_began)
         near = sessions[max(at - _LOOK_BACK, 0) : at]
-        fits = [i for i in near if _began(i) - _CLOSE <= field.ts + _SECOND and field.ts <= _ended(i) + _CLOSE]
+        for apart in (0, _CLOSE):
+            fits = [i for i in near if _began(i) - apart <= field.ts + _SECOND and field.ts <= _ended(i) + apart]
+            if fits:
+                break
         if not fits:
             fits = [i for i in near if i.session_id not in self._used and abs(_began(i) - field.ts) <= _FAR]
             if len(fits) > 1:
@@ -280,7 +283,8 @@ class Builder:
             self._cover[trail] = cover
             if cover is not None:
                 host = cover.client
-                before = min(before, cover.ts)
+                exact = cover.sighting is not None or cover.session is not None
+                before = min(before, cover.ts if exact else cover.ts + _SECOND)  # a trace field's time is whole seconds
             trail = trail.below
         return claims
 
@@ -343,15 +347,17 @@ class Builder:
         cover = self._above(leg.trail)
         if cover is not None and cover.server is host:
             return cover
-        here = [x for x in self._at.get(id(host), ()) if x is not leg and x.ts <= leg.ts]
-        same = [x for x in here[-_LOOK_BACK:] if x.sighting is not None and x.sighting.has_content and x.trail is leg.trail]
+        arrived = self._at.get(id(host), [])
+        at = bisect_right(arrived, leg.ts, key=_leg_ts)
+        here = [x for x in arrived[max(at - _LOOK_BACK, 0) : at] if x is not leg]
+        same = [x for x in here if x.sighting is not None and x.sighting.has_content and x.trail is leg.trail]
         if leg.trail is not None and same and s.has_content:
             return same[-1]  # a host that adds no trace field of its own
         if cover is not None:
             return cover
         if s.has_content and s.header_complete and leg.trail is None and leg.carried:
             return None  # nobody has handled it before
-        return _for_same_recipients(leg, here[-_LOOK_BACK:])
+        return _for_same_recipients(leg, here)
 
     def _siblings(self) -> None:
         """A try that shows no trace fields comes from where the client's other tries come from."""

@@ -116,6 +116,7 @@ class Lookups:
         """Row -> the hop it served."""
         self._rows_of: dict[int, dict[str, list[int]]] = {}
         """Machine -> name -> its rows, by time."""
+        self._owners: dict[str, list[str]] = {}
         self._by_key: dict[tuple[int, int, str], int] | None = None
 
     def __len__(self) -> int:
@@ -193,12 +194,20 @@ class Lookups:
         """An answer section seen for this question."""
         return self.book.answers(self.qname(row), self.qtype(row))
 
+    def owners_of(self, ip: str) -> list[str]:
+        """Names that lead to an address, once all answers are in."""
+        found = self._owners.get(ip)
+        if found is None:
+            found = self._owners[ip] = sorted(self.book.owners_of(ip))
+        return found
+
     def asked_by(self, machine: Machine) -> dict[str, list[int]]:
         """What a machine asked for as a client: folded name -> rows by time."""
         return self._rows_of.get(id(machine), {})
 
     def settle(self, hosts: Hosts, machines: Iterable[Machine]) -> None:
         """All rows are in: sort out those of the machines that had part in mail."""
+        self._owners = {}
         wanted = {hash(ip): machine for machine in machines for ip in machine.ips}
         self._rows_of = {}
         kinds = [recursive for _, _, _, recursive in self._kind_words]
@@ -308,7 +317,7 @@ class Lookups:
                 for name in sorted(exchangers):
                     wanted[name] = wanted["_25._tcp." + name] = None
         if not known:
-            for name in sorted(book.owners_of(use.server_ip)):
+            for name in self.owners_of(use.server_ip):
                 wanted[name] = wanted["_25._tcp." + name] = None
             session = use.session
             if session is not None:

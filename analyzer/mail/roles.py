@@ -167,7 +167,7 @@ def _told_to_use(leg: Leg, scene: Scene) -> bool:
     if leg.client is None or leg.server is None or leg.sighting is None:
         return False
     asked = scene.lookups.asked_by(leg.client)
-    if not asked or not any(n in asked for ip in leg.server.ips for n in scene.lookups.book.owners_of(ip)):
+    if not asked or not any(n in asked for ip in leg.server.ips for n in scene.lookups.owners_of(ip)):
         return False
     return not any(d in asked and scene.exchanges_for(leg.server, d) is not False for d in scene.domains(leg))
 
@@ -282,27 +282,60 @@ MAILBOX_RULES = {"pop3": "serves POP3", "imap": "serves IMAP"}
 
 def assign(traces: list[Trace], scene: Scene) -> None:
     """Give every hop its two roles and its kind; servers first, for a client's role may be what it took the message in as."""
+    _servers(traces, scene)
     for trace in traces:
         for leg in trace.legs:
-            if leg.carried:
-                leg.server_role = _decide(SERVER_RULES, leg, scene, leg.server)
+            if not leg.carried:
+                leg.server_role, leg.client_role = leg.protocol, "mua"
+                _count(leg.server, [(leg.protocol, MAILBOX_RULES.get(leg.protocol, "holds the mailbox"))])
+                _count(leg.client, [("mua", "reads or files mail in a mailbox")])
+                continue
+            leg.client_role, _, held = _decide(CLIENT_RULES, leg, scene)
+            _count(leg.client, held)
+            if leg.server_role == "mda":
+                leg.kind = "deliver"
+            elif leg.server_role == "msa" or leg.client_role == "mua":
+                leg.kind = "submit"
             else:
-                leg.server_role = leg.protocol
-                leg.client_role = "mua"
-                if leg.server is not None:
-                    leg.server.evidence[leg.protocol, MAILBOX_RULES.get(leg.protocol, "holds the mailbox")] += 1
-                if leg.client is not None:
-                    leg.client.evidence["mua", "reads or files mail in a mailbox"] += 1
+                leg.kind = "relay"
+
+
+def _servers(traces: list[Trace], scene: Scene) -> None:
+    """Roles of servers; a hop that says little takes the role that another hop of the same machine says loudest."""
+    loudest: dict[int, tuple[int, str]] = {}
+    quiet: list[tuple[Leg, int, list[tuple[str, str]]]] = []
     for trace in traces:
         for leg in trace.legs:
-            if leg.carried:
-                leg.client_role = _decide(CLIENT_RULES, leg, scene, leg.client)
-                if leg.server_role == "mda":
-                    leg.kind = "deliver"
-                elif leg.server_role == "msa" or leg.client_role == "mua":
-                    leg.kind = "submit"
-                else:
-                    leg.kind = "relay"
+            if not leg.carried:
+                continue
+            leg.server_role, weight, held = _decide(SERVER_RULES, leg, scene)
+            if weight <= _QUIET and leg.server is not None and leg.protocol == "smtp":
+                quiet.append((leg, weight, held))
+            else:
+                _count(leg.server, held)
+            if (
+                leg.server is not None
+                and leg.server_role in ("mx", "mta")
+                and (weight, "") > loudest.get(id(leg.server), (0, ""))
+            ):
+                loudest[id(leg.server)] = (weight, leg.server_role)
+    for leg, weight, held in quiet:
+        most, role = loudest.get(id(leg.server), (0, ""))
+        if most > weight:
+            _count(leg.server, held if role == leg.server_role else [(role, "acts so in other hops")])
+            leg.server_role = role
+        else:
+            _count(leg.server, held)
+
+
+_QUIET = 3
+"""Weight up to which a hop's own evidence gives way to the machine's other hops."""
+
+
+def _count(machine: Machine | None, held: list[tuple[str, str]]) -> None:
+    if machine is not None:
+        for evidence in held:
+            machine.evidence[evidence] += 1
 
 
 def _applicable(rules: tuple[Rule, ...], leg: Leg, scene: Scene) -> tuple[Rule, ...]:
@@ -328,7 +361,8 @@ _NEEDS = ("seen", "session", "parent", "smtp", "dns")
 _WORTH: dict[tuple[bool, ...], tuple[Rule, ...]] = {}
 
 
-def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene, machine: Machine | None) -> str | None:
+def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene) -> tuple[str | None, int, list[tuple[str, str]]]:
+    """(role, its weight, the evidence for it)."""
     weights: dict[str, int] = {}
     held: list[tuple[str, str]] = []
     for role, weight, says, holds, _ in _applicable(rules, leg, scene):
@@ -338,13 +372,11 @@ def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene, machine: Machine | 
             held.append((spoken_for, says))
             weights[spoken_for] = weights.get(spoken_for, 0) + weight
     if not weights:
-        return None
-    decided = max(weights, key=weights.__getitem__) if len(weights) > 1 else held[0][0]
-    if machine is not None:
-        for evidence in held:
-            if evidence[0] == decided:
-                machine.evidence[evidence] += 1
-    return decided
+        return None, 0, held
+    if len(weights) == 1:
+        return held[0][0], weights[held[0][0]], held
+    decided = max(weights, key=weights.__getitem__)
+    return decided, weights[decided], [evidence for evidence in held if evidence[0] == decided]
 
 
 def name_servers(hosts: Hosts, lookups: Lookups) -> dict[str, str]:

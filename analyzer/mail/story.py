@@ -329,11 +329,12 @@ class _Telling:
             assert info is not None
             conn = info.connection
             syn = conn.ts_syn or conn.ts
+            first = next((leg for leg in legs if leg.sighting is None or leg.sighting.recipients), legs[0])
             floor = -1
-            if legs[0].parent is not None:
-                floor = min(legs[0].parent.end - (_EARLY if legs[0].parent.sighting is not None else 10 * _EARLY), syn)
+            if first.parent is not None:
+                floor = min(first.parent.end - (_EARLY if first.parent.sighting is not None else 10 * _EARLY), syn)
             client = info.stated_client_ip or info.client_ip
-            uses.append(Use(syn, max(conn.ts_last, syn), info, client, info.server_ip, legs[0], tuple(legs), floor))
+            uses.append(Use(syn, max(conn.ts_last, syn), info, client, info.server_ip, first, tuple(legs), floor))
             for leg in legs[1:]:  # a client may ask before it finds that an open connection will do
                 if leg.parent is not None and leg.parent.end > syn:
                     since = leg.parent.end - _EARLY
@@ -424,10 +425,9 @@ class _LegIndex:
         arrived = self._arrived.get(id(client), [])
         at = bisect_right(arrived, ts, key=lambda leg: leg.end)
         for leg in reversed(arrived[max(at - _LOOK_BACK, 0) : at]):
-            tried = [kid for kid in leg.children or () if kid.carried and kid.ts < ts]
-            if not tried and self._leads_to(leg, client, server, port, scene):
-                later = next((kid for kid in leg.children or () if kid.carried and kid.ts >= ts), None)
-                return leg.trace, later
+            first = next((kid for kid in leg.children or () if kid.carried), None)  # children stand in time order
+            if (first is None or first.ts >= ts) and self._leads_to(leg, client, server, port, scene):
+                return leg.trace, first
         sent = self._sent.get(id(client), [])
         at = bisect_left(sent, ts, key=lambda leg: leg.ts)
         for leg in sent[at : at + _LOOK_BACK]:

@@ -295,8 +295,10 @@ def steps(trace: Trace, lookups: Lookups, server_roles: dict[str, str]) -> Itera
             _dns_steps(raw, leg, row, lookups, server_roles)
     for lost in trace.lost or ():
         _lost_steps(raw, lost)
-    for told in trace.steps or ():
-        _mailbox_step(raw, told, trace)
+    if trace.steps:
+        where = {leg.session.session_id: leg.number for leg in reversed(trace.legs) if leg.session is not None}
+        for told in trace.steps:
+            _mailbox_step(raw, told, where)
     raw.sort(key=_place)
     for seq, (ts, _, _, rest) in enumerate(raw, 1):
         yield Step(trace.id, seq, ts, *rest[2:])
@@ -438,13 +440,12 @@ def _lost_steps(raw: list[tuple[int, int, int, Raw]], lost: Lost) -> None:
     raw.append((lost.ts, _RANK["connect"], number or 0, step))
 
 
-def _mailbox_step(raw: list[tuple[int, int, int, Raw]], told: MailboxStep, trace: Trace) -> None:
+def _mailbox_step(raw: list[tuple[int, int, int, Raw]], told: MailboxStep, hops: dict[str, int]) -> None:
     event = told.event
     info = event.session
     client, server = (info.client_ip, "mua"), (info.server_ip, info.protocol)
     actor, peer = (server, client) if event.event == "notified" else (client, server)
-    hop = next((leg for leg in trace.legs if leg.sighting is not None and leg.sighting.session is info), None)
-    number = hop.number if hop is not None else None
+    number = hops.get(info.session_id)
     where = f"{event.detail} in {event.mailbox}" if event.mailbox and event.detail else event.detail or event.mailbox or ""
     basis, source, session = "observed", info.source, info.session_id
     step: Raw = (event.ts, 0, number, event.event, *actor, *peer, where, basis, source, session, event.frame)

@@ -6,6 +6,7 @@ A SASL response is read for the name in it and dropped: no octet of a secret lea
 
 import re
 from binascii import Error, a2b_base64
+from collections.abc import Iterable
 
 from analyzer.protocols.base import text
 
@@ -26,6 +27,7 @@ LOST_TURN = 99
 """The turn of a SASL response whose place in the exchange is not known: nothing is read from it."""
 
 _HOST = re.compile(rb"(?<![\w.@-])((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,62})(?![\w@-])")
+_ADDRESS = re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\Z")
 _STAMP = re.compile(rb"<[^<>@\s]{1,200}@([^<>@\s]{1,255})>")
 
 
@@ -39,6 +41,19 @@ def host(greeting: bytes) -> str | None:
     """The host a greeting names: in POP3's timestamp `<process-id.clock@hostname>` (RFC 1939 7), else in its text."""
     found = _STAMP.search(greeting) or _HOST.search(greeting)
     return text(found[1]) if found else None
+
+
+def is_name(word: str) -> bool:
+    """A mail address: surely a name, not a password typed in its place."""
+    return _ADDRESS.match(word) is not None
+
+
+def unsaid(reply: str, secrets: Iterable[bytes]) -> str:
+    """A server's text without the secrets it repeats."""
+    for secret in secrets:
+        if len(secret) > 3:
+            reply = reply.replace(text(secret), "***")
+    return reply
 
 
 def sasl_user(mechanism: str | None, response: bytes, turn: int) -> str | None:

@@ -281,15 +281,21 @@ def community_id(conn: Connection) -> str:
     """Community ID v1 of a TCP connection, seed 0 (the flow hash that Zeek, Suricata and Arkime write)."""
     import base64
     import hashlib
-    import ipaddress
     import struct
 
-    a = (ipaddress.ip_address(conn.orig_ip).packed, conn.orig_port)
-    b = (ipaddress.ip_address(conn.resp_ip).packed, conn.resp_port)
+    a = (_packed(conn.orig_ip), conn.orig_port)
+    b = (_packed(conn.resp_ip), conn.resp_port)
     if b < a:
         a, b = b, a
     packed = struct.pack("!H", 0) + a[0] + b[0] + struct.pack("!BBHH", 6, 0, a[1], b[1])
     return "1:" + base64.b64encode(hashlib.sha1(packed, usedforsecurity=False).digest()).decode()
+
+
+def _packed(address: str) -> bytes:
+    """An address as its octets."""
+    import socket
+
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def session_id(conn: Connection) -> str:

@@ -171,6 +171,10 @@ class Inbox:
             self._frames, self._acks = _list(chunk.frames), _list(chunk.acks)
         return chunk.gap
 
+    def beyond_gap(self) -> bytes:
+        """The first octets that came behind the gap, to look at."""
+        return next((chunk.data for chunk in self._waiting if chunk.data), b"")
+
     def has_line(self) -> bool:
         """`line` has something to return."""
         if self._buf.find(b"\n", self.pos) >= 0 or self.available > self.limits.line_bytes + 1:
@@ -244,11 +248,13 @@ class Inbox:
 
     def span(self, begin: int, end: int) -> tuple[int | None, int | None, int, int | None, int | None]:
         """Time, frame number and acknowledgement at the octet `begin`, time and frame number at the octet before `end`."""
-        if len(self._starts) == 1:
-            ts, frame = self._ts[0], self._frames[0]
-            return ts, frame, self._acks[0], ts, frame
-        ts_last, frame_last, _ = self.segment_at(end - 1)
-        return *self.segment_at(begin), ts_last, frame_last
+        starts = self._starts
+        i = j = bisect_right(starts, begin) - 1
+        if i < 0:
+            return *self.segment_at(begin), *self.segment_at(end - 1)[:2]
+        if i + 1 < len(starts) and starts[i + 1] < end:
+            j = bisect_right(starts, end - 1) - 1
+        return self._ts[i], self._frames[i], self._acks[i], self._ts[j], self._frames[j]
 
     def keep(self, orig: bool) -> None:
         """From here on, keep what is unread and what comes."""

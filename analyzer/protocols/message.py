@@ -190,23 +190,30 @@ class MessageReader:
 
     def _parse(self, head: bytes) -> list[tuple[str, bytes]]:
         """The kept fields of a header section, unfolded (RFC 5322 2.2.3)."""
-        if head.count(b"\n") != head.count(b"\r\n"):
-            head = head.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        unfolded = head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t")
+        lines = unfolded.split(b"\r\n")
+        if unfolded.count(b"\n") >= len(lines):  # bare LF among its line ends
+            unfolded = head.replace(b"\r\n", b"\n").replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+            lines = unfolded.split(b"\n")
         fields: list[tuple[str, bytes]] = []
-        most, counts = self.limits.trace_fields, dict[str, int]()
-        for line in head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t").split(b"\r\n"):
+        for line in lines:
             spelling, _, value = line.partition(b":")
             name = _SPELLINGS.get(spelling) or _SPELLINGS.get(spelling.rstrip(b" \t").lower())
-            if name is None:
-                continue
-            seen = counts[name] = counts.get(name, 0) + 1
-            if seen <= most:
+            if name is not None:
                 fields.append((name, value.strip()))
-        if len(fields) >= most:
-            for name, seen in counts.items():
-                if seen > most:
-                    self.oddities.append(("too_many_trace_fields", f"{seen} {name} fields, {most} kept"))
-        return fields
+        return fields if len(fields) <= self.limits.trace_fields else self._bounded(fields)
+
+    def _bounded(self, fields: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """At most `limits.trace_fields` of each name."""
+        most, counts, kept = self.limits.trace_fields, dict[str, int](), list[tuple[str, bytes]]()
+        for name, value in fields:
+            counts[name] = counts.get(name, 0) + 1
+            if counts[name] <= most:
+                kept.append((name, value))
+        for name, seen in counts.items():
+            if seen > most:
+                self.oddities.append(("too_many_trace_fields", f"{seen} {name} fields, {most} kept"))
+        return kept
 
     # Loss
 
@@ -287,6 +294,13 @@ class MessageReader:
 
     def _take_stuffed(self, data: bytes) -> int:
         """Take stuffed octets that begin with what was held; where it stopped in them, or -1."""
+        dot = data.find(b"\n.")
+        if dot > 0 and data.startswith(_END, dot - 1):  # the usual message: no line but the last begins with a dot
+            odd = self._stops and (data.find(b"\0", 0, dot) >= 0 or data.find(b"\r.", 0, dot) >= 0)
+            if not odd:
+                self.ended, self._tail, self._passed = True, b"", 0
+                self._give(data[: dot + 1])
+                return dot + 4
         end = data.find(_END)
         limit = end + 2 if end >= 0 else len(data) - _held(data)
         if self._stops and _unusual(data, seen := limit if end >= 0 else len(data)):

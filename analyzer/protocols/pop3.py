@@ -13,6 +13,7 @@ Rules of this file:
 
 import re
 from collections import deque
+from itertools import islice
 from typing import NamedTuple
 
 from analyzer.protocols import access
@@ -35,6 +36,8 @@ MULTI_LINE: dict[tuple[str, bool], str] = {
     ("LANG", False): LINES,  # RFC 6856 3
     ("HELP", False): LINES,
 }
+_LOOK = 64
+"""Commands in flight among which the one that a reply behind a gap belongs to is looked for."""
 DECIDES = frozenset({"AUTH", "STLS"})
 """Commands whose reply decides how the client's next octets are read."""
 KNOWN = frozenset({verb for verb, _ in MULTI_LINE} | DECIDES) | frozenset(
@@ -109,7 +112,7 @@ def number(argument: bytes) -> int | None:
 class _Asked:
     """A command that waits for its reply."""
 
-    __slots__ = ("ack", "argument", "frame", "n", "notes", "offset", "shown", "ts", "ts_end", "verb")
+    __slots__ = ("ack", "argument", "frame", "n", "notes", "offset", "shown", "ts", "ts_end", "user", "verb")
 
     def __init__(self, given: Given, n: int) -> None:
         self.verb, self.argument, self.shown, self.n = given.verb, given.argument, given.shown, n
@@ -119,6 +122,8 @@ class _Asked:
         self.offset = 0
         self.ack = -1
         """Server octets acknowledged when it was sent."""
+        self.user: str | None = None
+        """Who logs in with it."""
         self.notes: list[tuple[str, str]] = []
 
 
@@ -178,8 +183,9 @@ class Session(BaseSession):
         self.uidl: dict[int, str] = {}
         self.ids: dict[int, str] = {}
         self.marked: dict[int, None] = {}
-        self.user: str | None = None
-        self.user_ts: int | None = None
+        self.named: _Asked | None = None
+        """The last USER that was not followed by its PASS yet."""
+        self._user_row: Command | None = None
         self._hold: _Asked | None = None  # the command whose reply the client's next octets hang on
         self._sasl_turn: int | None = None  # a SASL response is due from the client: which
         self._cut_line = False  # the rest of a line past the limit is being skipped
@@ -256,8 +262,8 @@ class Session(BaseSession):
         elif len(line) + 2 != inbox.offset - begin and not self._client_lf:
             self._client_lf = True
             asked.notes.append(("bare_lf", "client lines end with a bare LF"))
-        if given.verb == "USER":
-            self.user, self.user_ts = text(given.argument)[:256] or None, asked.ts
+        if given.verb in ("USER", "APOP"):
+            asked.user = text(given.argument.split(b" ", 1)[0])[:256] or None
         elif given.verb in DECIDES and (given.verb != "AUTH" or given.argument):
             self._hold = asked
         if given.verb == "STLS":
@@ -272,7 +278,7 @@ class Session(BaseSession):
         if asked is None or line == b"*":
             return
         mechanism = text(asked.argument.split(b" ", 1)[0]).upper()
-        self.user = access.sasl_user(mechanism, line, self._sasl_turn or 0) or self.user
+        asked.user = access.sasl_user(mechanism, line, self._sasl_turn or 0) or asked.user
 
     def _give_up_hold(self) -> bool:
         """The reply that the client's octets hang on will not come: read on as if it had not mattered."""
@@ -326,8 +332,8 @@ class Session(BaseSession):
         if ack >= 0:
             if ack <= client.offset:
                 return False
-        else:  # inside TLS: by time, the client must have been heard to speak later
-            here, heard = self.server.ts_at(offset), client.ts_at(1 << 62)
+        else:  # inside TLS: by time, what the client says next must be later
+            here, heard = self.server.ts_at(offset), client.ts_at(client.offset if client.available else 1 << 62)
             if here is not None and heard is not None and heard > here:
                 return False
         if self._given_up == client.offset + client.available:
@@ -344,10 +350,11 @@ class Session(BaseSession):
         """The command that a reply beginning at `offset` answers."""
         if not self.waiting:
             return None
-        ack = self.server.ack_at(offset)
-        if 0 <= ack <= self.waiting[0].offset:
+        head = self.waiting[0]
+        ts, _, ack = self.server.segment_at(offset)
+        if head.offset >= ack if ack >= 0 else (head.ts or 0) > (ts or 0):
             return None  # sent before that command
-        return self.waiting[0]
+        return head
 
     def _read_status(self) -> bool:
         inbox = self.server
@@ -635,7 +642,7 @@ class Session(BaseSession):
     def _boundary(self, here: int) -> _Asked | None:
         """The last command given when all before it was answered, and before the octet `here` was sent."""
         found, before = None, -1
-        for asked in self.waiting:
+        for asked in islice(self.waiting, _LOOK):
             if asked.ack > here:
                 break
             if asked.ack > before:
@@ -740,47 +747,65 @@ class Session(BaseSession):
         )
 
     def _login(self, asked: _Asked, ok: bool, ts: int | None, frame: int | None) -> None:
-        info = self.info
-        if asked.verb == "PASS":
-            info.auth_mechanism = "USER"
-        elif asked.verb == "APOP":
-            info.auth_mechanism = "APOP"
-            self.user = text(asked.argument.split(b" ", 1)[0])[:256] or None
-        else:
+        info, named, user = self.info, self.named, asked.user
+        info.ts_auth = asked.ts
+        if asked.verb == "AUTH":
             mechanism, _, initial = asked.argument.partition(b" ")
             info.auth_mechanism = text(mechanism).upper()[:40]
-            if initial.strip() not in (b"", b"="):
-                self.user = access.sasl_user(info.auth_mechanism, initial.strip(), 0) or self.user
-        info.auth_user = self.user or info.auth_user
+            user = access.sasl_user(info.auth_mechanism, initial.strip(), 0) or user
+        else:
+            info.auth_mechanism = "USER" if asked.verb == "PASS" else asked.verb
+            if asked.verb == "PASS" and named is not None:
+                info.ts_auth, user = named.ts, named.user
+        if user is not None and (ok or access.is_name(user)):
+            info.auth_user = user
         info.auth_ok = ok
-        info.ts_auth = self.user_ts if asked.verb == "PASS" and self.user_ts is not None else asked.ts
         info.ts_auth_done, info.frame_auth = ts, frame
 
+    def _tell_user(self, after: _Asked | None, status: str | None) -> None:
+        """USER's row waits for what comes after it: what was refused, or not followed by PASS, may be a mistyped password."""
+        row, self._user_row = self._user_row, None
+        if row is None:
+            return
+        good = after is None or (after.verb == "PASS" and status != "-ERR")
+        if not good and row.argument is not None and not access.is_name(row.argument):
+            row = row._replace(argument="***")
+        self.events.append(row)
+
     def _row(self, asked: _Asked, reply: _Reply | None, ts: int | None, frame: int | None) -> None:
+        self._tell_user(asked, reply.status if reply else None)
+        if asked.verb != "PASS":
+            self.named = asked if asked.verb == "USER" else None
         for name, detail in asked.notes:
             self.weird(name, detail, asked.ts, asked.frame)
         first = reply.ts_first if reply else None
+        words = self._cut(reply.text) if reply and reply.status else None
+        if words and asked.shown is not None and asked.shown.endswith("***"):
+            pieces = asked.argument.split()
+            words = access.unsaid(words, [asked.argument] if asked.verb == "PASS" else [asked.argument, *pieces[-2:]])
         latency = (first - asked.ts_end) / 1e9 if first is not None and asked.ts_end is not None else None
         before = self._last_reply
-        self.events.append(
-            Command(
-                self.info.session_id,
-                asked.n,
-                asked.ts,
-                ts,
-                latency,
-                self.protocol,
-                None,
-                asked.verb,
-                asked.shown,
-                reply.status if reply else None,
-                None,
-                self._cut(reply.text) if reply and reply.status else None,
-                asked.ts is not None and before is not None and asked.ts < before,
-                asked.frame,
-                frame,
-            )
+        row = Command(
+            self.info.session_id,
+            asked.n,
+            asked.ts,
+            ts,
+            latency,
+            self.protocol,
+            None,
+            asked.verb,
+            asked.shown,
+            reply.status if reply else None,
+            None,
+            words,
+            asked.ts is not None and before is not None and asked.ts < before,
+            asked.frame,
+            frame,
         )
+        if asked.verb == "USER":
+            self._user_row = row
+        else:
+            self.events.append(row)
         if ts is not None:
             self._last_reply = ts
 
@@ -807,6 +832,7 @@ class Session(BaseSession):
                 self._unanswered(reply.asked, reply)
         while self.waiting:
             self._unanswered(self.waiting.popleft())
+        self._tell_user(None, None)
 
 
 # -- probe -----------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,11 @@ from bisect import bisect_right
 from typing import Any, NamedTuple
 
 from analyzer.limits import Limits
+from analyzer.wire.pending import Pending, Piece, part
+from analyzer.wire.types import Chunk, Connection
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
+_CONTROL = FIN | SYN | RST | ACK | URG
 _MOD = 0xFFFFFFFF
 _SIGN = 0x80000000
 _NEAR = 1 << 20
@@ -38,12 +41,12 @@ _OPENING = 64
 class Columns:
     """Rows of a batch, those of one flow side by side, as lists."""
 
-    __slots__ = ("ack", "buf", "end", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
+    __slots__ = ("ack", "buf", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
 
     buf: Any
-    """Octets that `place` and `end` count in."""
-    row: list[int]
-    """Place in the batch, which orders what happened."""
+    """Octets that `place` counts in."""
+    row: Any
+    """Place in the batch."""
     side: list[int]
     """Direction: 0 when the lower end sent it, 1 otherwise."""
     odd: list[bool]
@@ -54,34 +57,24 @@ class Columns:
     length: list[int]
     wire: list[int]
     place: list[int]
-    end: list[int]
     ts: list[int]
     frame: list[int]
     kind: list[int]
     """VLAN << 8 | TTL."""
 
+    def octets(self, k: int) -> bytes:
+        """Payload of a row."""
+        place = self.place[k]
+        return bytes(self.buf[place : place + self.length[k]])
+
     def one(self, k: int) -> "Columns":
         """A copy of one row that outlives the batch."""
         copy = Columns()
-        copy.buf = bytes(self.buf[self.place[k] : self.end[k]])
+        copy.buf = self.octets(k)
         for name in ("ack", "flags", "frame", "kind", "length", "row", "seq", "side", "ts", "wire"):
             setattr(copy, name, [getattr(self, name)[k]])
-        copy.place, copy.end, copy.odd = [0], [len(copy.buf)], [True]
+        copy.place, copy.odd = [0], [True]
         return copy
-
-
-class Item(NamedTuple):
-    """What becomes a `Chunk`: `order` is the row that brought it, `side` its direction."""
-
-    order: int
-    side: int
-    gap: int
-    offset: int
-    data: bytes
-    starts: Any
-    ts: Any
-    frames: Any
-    acks: Any
 
 
 class Oddity(NamedTuple):
@@ -93,164 +86,38 @@ class Oddity(NamedTuple):
     frame: int
 
 
-class Piece(NamedTuple):
-    """A segment held, or the part of it that no earlier one covers; `data` is shorter than start..end when it was cut."""
-
-    start: int
-    end: int
-    data: bytes
-    ts: int
-    frame: int
-    ack: int
-    kind: int
-
-
-class _Span:
-    """Pieces without a hole between them, in any order, and later copies of their octets."""
-
-    __slots__ = ("copies", "end", "pieces", "start")
-
-    def __init__(self, piece: Piece) -> None:
-        self.start, self.end = piece.start, piece.end
-        self.pieces = [piece]
-        self.copies: list[Piece] = []
-
-
-class Pending:
-    """What came before its turn, as disjoint spans in order; the first copy of an octet stays."""
-
-    __slots__ = ("head", "octets", "pieces", "spans", "starts")
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.spans: list[_Span | None] = []
-        self.head = 0
-        self.octets = 0
-        self.pieces = 0
-
-    def __bool__(self) -> bool:
-        return self.head < len(self.starts)
-
-    @property
-    def first(self) -> int:
-        """Offset of the first octet held."""
-        return self.starts[self.head]
-
-    @property
-    def last(self) -> int:
-        """Offset after the last octet held."""
-        span = self.spans[-1]
-        return span.end if span is not None else 0
-
-    @property
-    def holes(self) -> int:
-        """Spans held, each behind a hole."""
-        return len(self.starts) - self.head
-
-    def add(self, piece: Piece) -> None:
-        """Hold a segment."""
-        starts, spans = self.starts, self.spans
-        low = bisect_right(starts, piece.start, self.head)
-        if low > self.head and _span(spans[low - 1]).end >= piece.start:
-            low -= 1
-        high, at = low, piece.start
-        fresh: list[Piece] = []
-        while high < len(starts) and starts[high] <= piece.end:
-            span = _span(spans[high])
-            if span.start > at:
-                fresh.append(_part(piece, at, span.start))
-            covered = _part(piece, max(piece.start, span.start), min(piece.end, span.end))
-            if covered.data and not _same(span.pieces[-1], covered):
-                span.copies.append(covered)
-                self.octets += len(covered.data)
-                self.pieces += 1
-            at = max(at, span.end)
-            high += 1
-        if at < piece.end:
-            fresh.append(_part(piece, at, piece.end))
-        self.octets += sum(len(part.data) for part in fresh)
-        self.pieces += len(fresh)
-        self._merge(low, high, fresh)
-
-    def _merge(self, low: int, high: int, fresh: list[Piece]) -> None:
-        """Make one span of spans low..high and the pieces between and beside them."""
-        starts, spans = self.starts, self.spans
-        if low == high:
-            starts.insert(low, fresh[0].start)
-            spans.insert(low, _Span(fresh[0]))
-            return
-        touched = [_span(span) for span in spans[low:high]]
-        span = max(touched, key=lambda s: len(s.pieces))
-        span.pieces.extend(fresh)
-        for other in touched:
-            if other is not span:
-                span.pieces.extend(other.pieces)
-                span.copies.extend(other.copies)
-        span.start = min([touched[0].start] + [part.start for part in fresh[:1]])
-        span.end = max([touched[-1].end] + [part.end for part in fresh[-1:]])
-        starts[low:high] = [span.start]
-        spans[low:high] = [span]
-
-    def take(self) -> _Span:
-        """The first span, its pieces in order."""
-        span = _span(self.spans[self.head])
-        self.spans[self.head] = None
-        self.head += 1
-        if self.head > 1024 and self.head * 2 > len(self.starts):
-            del self.starts[: self.head], self.spans[: self.head]
-            self.head = 0
-        self.octets -= sum(len(p.data) for p in span.pieces) + sum(len(p.data) for p in span.copies)
-        self.pieces -= len(span.pieces) + len(span.copies)
-        span.pieces.sort()
-        return span
-
-
-def _span(span: _Span | None) -> _Span:
-    assert span is not None
-    return span
-
-
-def _part(piece: Piece, start: int, end: int) -> Piece:
-    if start == piece.start and end == piece.end:
-        return piece
-    return piece._replace(start=start, end=end, data=piece.data[start - piece.start : end - piece.start])
-
-
-def _same(held: Piece, copy: Piece) -> bool:
-    return held.start == copy.start and held.data == copy.data
-
-
 class Half:
     """One direction.  Offsets count its octets from 0, which has sequence number `base`."""
 
-    __slots__ = (
-        "acked",
-        "acks",
-        "base",
-        "fin",
-        "fin_acked",
-        "fin_guess",
-        "heard",
-        "joined",
-        "kind",
-        "lost",
-        "mid",
-        "mixed",
-        "next",
-        "nseq",
-        "odd_ttls",
-        "old",
-        "old_octets",
-        "pend",
-        "plain",
-        "rows",
-        "skewed",
-        "soft",
-        "starts",
-        "stray_end",
-        "strays",
-        "wait",
-    )
+    soft = False
+    """Joined in the middle and nothing handed up yet: the first segment decides where offset 0 is."""
+    mid = False
+    """Joined in the middle."""
+    joined = False
+    """Joined in the middle: the first chunk says so (`gap` -1)."""
+    heard = False
+    """The other side's acknowledgements have been seen."""
+    acked = 0
+    """Offset the other side has acknowledged, where it is beyond `next`."""
+    fin = -1
+    fin_acked = False
+    fin_guess = -1
+    """Offset of a FIN not seen, but acknowledged by the look of it."""
+    wait: tuple[int, int, int] | None = None
+    """Since which packet and time octets up to which offset have been missed."""
+    pend: Pending | None = None
+    mixed = False
+    """Not all of `rows` are rows."""
+    kind = -1
+    old: list[tuple[int, bytes]] | None = None
+    """Octets handed up of late, to compare retransmissions with."""
+    old_octets = 0
+    odd_ttls: list[tuple[int, int, int, int]] | None = None
+    lost: list[tuple[int, int]] | None = None
+    strays = 0
+    stray_end = -1
+    skewed = 0
+    """Times that octets were captured after their acknowledgement."""
 
     def __init__(self) -> None:
         self.base = -1
@@ -261,43 +128,16 @@ class Half:
         """Sequence number of `next`; -1 when segments need care."""
         self.plain = False
         """A segment at `nseq` can be taken as it is."""
-        self.soft = False
-        """Joined in the middle and nothing handed up yet: the first segment decides where offset 0 is."""
-        self.mid = False
-        """Joined in the middle."""
-        self.joined = False
-        """Joined in the middle: the first chunk says so (`gap` -1)."""
-        self.heard = False
-        """The other side's acknowledgements have been seen."""
-        self.acked = 0
-        """Offset the other side has acknowledged, where it is beyond `next`."""
-        self.fin = -1
-        self.fin_acked = False
-        self.fin_guess = -1
-        """Offset of a FIN not seen, but acknowledged by the look of it."""
-        self.wait: tuple[int, int, int] | None = None
-        """Since which packet and time octets up to which offset have been missed."""
-        self.pend: Pending | None = None
         self.rows: list[Any] = []
         """The run that is to become a chunk: rows taken whole, or (octets, ts, frame, row)."""
         self.starts: list[int] = []
         self.acks: list[int] = []
-        self.mixed = False
-        self.kind = -1
-        self.old: list[tuple[int, bytes]] | None = None
-        """Octets handed up of late, to compare retransmissions with."""
-        self.old_octets = 0
-        self.odd_ttls: list[tuple[int, int, int, int]] | None = None
-        self.lost: list[tuple[int, int]] | None = None
-        self.strays = 0
-        self.stray_end = -1
-        self.skewed = 0
-        """Times that octets were captured after their acknowledgement."""
 
     def begin(self, base: int, soft: bool) -> None:
         """The sequence number of the first octet is known (soft: as far as the capture shows)."""
         self.base = base & _MOD
-        self.soft = self.joined = self.mid = soft
+        if soft or self.soft:
+            self.soft = self.joined = self.mid = soft
         self.settle()
 
     def settle(self) -> None:
@@ -316,93 +156,55 @@ class Half:
 class Flow:
     """A connection whose payload is looked at."""
 
-    __slots__ = (
-        "anomalies",
-        "begin",
-        "busy",
-        "candidate",
-        "closing",
-        "columns",
-        "conn",
-        "end_ts",
-        "ending",
-        "frame",
-        "frame_last",
-        "fresh",
-        "half",
-        "handshake",
-        "held",
-        "items",
-        "limits",
-        "octets",
-        "orig",
-        "origin",
-        "over",
-        "packets",
-        "reset_peer",
-        "reset_side",
-        "reset_top",
-        "slot",
-        "source",
-        "split",
-        "stage",
-        "stream",
-        "successor",
-        "syns",
-        "ts",
-        "ts_before",
-        "ts_last",
-        "ts_open",
-        "ts_syn",
-        "ts_synack",
-        "wanted",
-        "weird",
-    )
+    handshake = False
+    ts_syn: int | None = None
+    ts_synack: int | None = None
+    ts_open: int | None = None
+    syns = 0
+    origin = 0
+    """Packets taken, less the row that the run began at."""
+    begin = 0
+    closing = False
+    """A FIN was seen."""
+    ending: str | None = None
+    """How it is going to end unless it goes on; since `end_ts`."""
+    end_ts = 0
+    reset_side = reset_top = reset_peer = -1
+    split = False
+    """The row it stopped at is of another VLAN's connection."""
+    candidate: Columns | None = None
+    """A SYN or SYN-ACK of what may be the next connection between these ends."""
+    successor: Columns | None = None
+    held: list[Chunk] | None = None
+    """What is kept until it is known whether it is wanted."""
+    wanted = False
+    conn: Connection | None = None
+    columns: Columns | None = None
+    """The rows being taken."""
+    anomalies: list[Oddity] | None = None
+    weird: dict[str, int] | None = None
+    gap_octets = 0
 
-    def __init__(self, limits: Limits, slot: int, source: str, stream: int, ts: int, frame: int) -> None:
+    def __init__(self, limits: Limits, slot: int, source: str, stream: int, ts: int, frame: int, orig: int) -> None:
         self.limits = limits
         self.slot, self.source, self.stream = slot, source, stream
         self.ts = self.ts_last = self.ts_before = ts
         self.frame = self.frame_last = frame
         self.half = (Half(), Half())
-        self.orig = 0
+        self.orig = orig
         """Direction of the side that opened it."""
-        self.handshake = False
         self.stage = 1
         """0 while the handshake is going on, 1 after it."""
-        self.ts_syn: int | None = None
-        self.ts_synack: int | None = None
-        self.ts_open: int | None = None
-        self.syns = 0
         self.busy = False
         """Every packet needs care for now."""
         self.packets = 0
         """Packets taken."""
-        self.origin = self.begin = 0
-        self.closing = False
-        """A FIN was seen."""
-        self.ending: str | None = None
-        """How it is going to end unless it goes on; since `end_ts`."""
-        self.end_ts = 0
-        self.reset_side = self.reset_top = self.reset_peer = -1
         self.over: str | None = None
         """How it ended."""
-        self.split = False
-        """The row it stopped at is of another VLAN's connection."""
-        self.candidate: Columns | None = None
-        """A SYN or SYN-ACK of what may be the next connection between these ends."""
-        self.successor: Columns | None = None
-        self.items: list[Item] = []
-        self.fresh = False
+        self.items: list[tuple[int, Chunk]] = []
+        """New chunks, with the row that brought each."""
         self.octets = [0, 0]
         """Payload octets handed up or held for it, by direction."""
-        self.held: list[Item] = []
-        self.wanted = False
-        self.conn: Any = None
-        self.columns: Columns | None = None
-        """The rows being taken."""
-        self.anomalies: list[Oddity] = []
-        self.weird: dict[str, int] = {}
 
     # -- rows
 
@@ -435,15 +237,55 @@ class Flow:
             k += 1
             if self.over:
                 break
-        if k > i:
-            self.packets += k - i
-            self.ts_last = max(self.ts_last, max(c.ts[i:k]) if k - i > 1 else c.ts[i])
-            self.ts_before = c.ts[k - 1]
-            self.frame_last = c.frame[k - 1]
+        self._end_run(c, i, k)
+        return k
+
+    def shake_hands(self, c: Columns, i: int) -> int:
+        """Take SYN, SYN-ACK and ACK when they come as they should, at once; the rows taken."""
+        side, seq, ack, flags = c.side[i], c.seq, c.ack, c.flags
+        h, o = self.half[side], self.half[1 - side]
+        client, server = (seq[i] + 1) & _MOD, (seq[i + 1] + 1) & _MOD
+        if (
+            flags[i] & _CONTROL != SYN
+            or flags[i + 1] & _CONTROL != SYN | ACK
+            or flags[i + 2] & _CONTROL != ACK
+            or c.side[i + 1] == side
+            or c.side[i + 2] != side
+            or not seq[i + 2] == ack[i + 1] == client
+            or ack[i + 2] != server
+            or c.wire[i]
+            or c.wire[i + 1]
+            or c.wire[i + 2]
+        ):
+            return 0
+        h.base = h.nseq = client
+        o.base = o.nseq = server
+        h.plain = o.plain = h.heard = o.heard = True
+        self.handshake, self.syns, self.stage, self.busy, self.packets = True, 1, 1, False, 3
+        self.ts_syn, self.ts_synack, self.ts_open = c.ts[i : i + 3]
+        self.ts_before, self.frame_last = self.ts_open, c.frame[i + 2]
+        self.ts_last = max(c.ts[i : i + 3])
+        return 3
+
+    def _end_run(self, c: Columns, i: int, k: int) -> None:
+        self.columns = None
+        if k == i:
+            return
+        self.packets += k - i
+        latest = max(c.ts[i:k])
+        self.ts_last = max(self.ts_last, latest)
+        self.ts_before = c.ts[k - 1]
+        self.frame_last = c.frame[k - 1]
+        items, n = self.items, len(self.items)
+        zero, one = self.half
+        self.columns = c
+        if zero.rows:
             self._flush(0)
+        if one.rows:
             self._flush(1)
         self.columns = None
-        return k
+        if len(items) > n + 1:
+            items[n:] = sorted(items[n:], key=_row)
 
     def _careful(self, c: Columns, k: int) -> bool:
         """Take a row for which something is out of the ordinary; False when it is not this connection's."""
@@ -506,7 +348,7 @@ class Flow:
                 if h.acked > h.next:
                     h.wait = (self.origin + k, c.ts[k], h.acked)
             elif self.origin + k - since >= self.limits.hole_packets and c.ts[k] - ts >= self.limits.hole_age:
-                self._give_up(side, upto, c.ts[k], c.frame[k], c.row[k])
+                self._give_up(side, upto, c.ts[k], c.frame[k], k)
                 h.wait = (self.origin + k, c.ts[k], h.acked) if h.acked > h.next else None
             waiting = waiting or h.wait is not None
         if self.closing:
@@ -591,7 +433,7 @@ class Flow:
             start = h.next
         piece = Piece(start, end, data, c.ts[k], c.frame[k], a, c.kind[k])
         if start == h.next and not h.pend:
-            self._take_piece(h, piece, c.row[k])
+            self._take_piece(h, piece, k)
             h.settle()
             return
         self._hold(c, k, h, piece)
@@ -623,16 +465,16 @@ class Flow:
             h.pend = Pending()
         pend = h.pend
         pend.add(piece)
-        order, ts, frame = c.row[k], c.ts[k], c.frame[k]
+        ts, frame = c.ts[k], c.frame[k]
         if pend.first <= h.next:
-            self._drain(h, order)
+            self._drain(h, k)
         limits = self.limits
         while pend and (
             pend.octets > limits.pending_bytes or pend.pieces > limits.pending_pieces or pend.holes > limits.pending_holes
         ):
             self.odd("reorder_limit", "more held behind a hole than the stated limit; the hole was given up", ts, frame)
-            self._lose(h, pend.first, ts, frame, order)
-            self._drain(h, order)
+            self._lose(h, pend.first, ts, frame, k)
+            self._drain(h, k)
         if pend and not h.heard and h.wait is None:
             h.wait = (self.origin + k, ts, pend.last)
         h.settle()
@@ -684,7 +526,8 @@ class Flow:
             return
         side = 0 if h is self.half[0] else 1
         self._flush(side)
-        self.items.append(Item(order, side, upto - h.next, upto, b"", [upto], [ts], [frame], [-1]))
+        self.items.append((order, Chunk(side == self.orig, upto - h.next, upto, b"", [upto], [ts], [frame], [-1])))
+        self.gap_octets += upto - h.next
         h.joined = False
         if h.lost is None:
             h.lost = []
@@ -701,7 +544,7 @@ class Flow:
             self.odd("out_of_window", "data too far from where the stream is; ignored", c.ts[k], c.frame[k])
             return -1
         if h.pend:
-            self._give_up(c.side[k], h.pend.last, c.ts[k], c.frame[k], c.row[k])
+            self._give_up(c.side[k], h.pend.last, c.ts[k], c.frame[k], k)
         self._flush(c.side[k])
         h.base = (c.seq[k] - h.next) & _MOD
         h.joined, h.wait, h.acked = True, None, 0
@@ -714,20 +557,20 @@ class Flow:
         """Octets that were handed up before: are they the same?"""
         if c.wire[k] <= 1 and end == h.next and not h.pend:
             return  # keep-alive
-        octets = bytes(c.buf[c.place[k] : c.end[k]])[: end - start]
+        octets = c.octets(k)[: end - start]
         skip = max(h.next - self.limits.history_bytes - start, 0)
         octets, first = octets[skip:], start + skip
         known: list[tuple[int, bytes]] = []
-        for at, part in h.old or ():
-            if at < end and first < at + len(part):
-                known.append((at, part))
+        for at, before in h.old or ():
+            if at < end and first < at + len(before):
+                known.append((at, before))
         i = max(bisect_right(h.starts, first) - 1, 0)
         for at, entry in zip(h.starts[i:], h.rows[i:], strict=True):
             if at >= end:
                 break
-            known.append((at, bytes(c.buf[c.place[entry] : c.end[entry]]) if type(entry) is int else entry[0]))
-        for at, part in known:
-            if self._differs(h, at, part, first, octets, c.kind[k] & 255, c.ts[k], c.frame[k]):
+            known.append((at, c.octets(entry) if type(entry) is int else entry[0]))
+        for at, before in known:
+            if self._differs(h, at, before, first, octets, c.kind[k] & 255, c.ts[k], c.frame[k]):
                 return
         if h.lost and any(a < end and start < b for a, b in h.lost):
             self.odd("late_data", "octets that were given up as lost came after all; ignored", c.ts[k], c.frame[k])
@@ -899,7 +742,7 @@ class Flow:
             for piece in span.pieces:
                 if piece.start < h.fin:
                     h.pend = h.pend or Pending()
-                    h.pend.add(_part(piece, piece.start, min(piece.end, h.fin)))
+                    h.pend.add(part(piece, piece.start, min(piece.end, h.fin)))
             if span.end > h.fin:
                 self.odd("data_past_fin", "data after the end that FIN announced; ignored", ts, frame)
         h.settle()
@@ -958,10 +801,10 @@ class Flow:
                 self.over = "fin"  # only one direction was captured, and it ended
         for side in (0, 1):
             h = self.half[side]
-            upto = max(h.acked, h.pend.last if h.pend else 0)
-            if upto > h.next:
+            if h.acked > h.next or h.pend:
+                upto = max(h.acked, h.pend.last if h.pend else 0)
                 self._give_up(side, upto, self.ts_last, self.frame_last, 1 << 62)
-            self._flush(side)
+                self._flush(side)
         if self.candidate is not None:
             stray = self.candidate
             self.odd("stray_syn", "SYN inside a connection that went on; ignored", stray.ts[0], stray.frame[0])
@@ -973,15 +816,16 @@ class Flow:
             if h.skewed >= max(_SKEW, self.packets // _SKEW_SHARE):
                 detail = f"{h.skewed} times the {self._name(h)}'s octets were captured after their acknowledgement"
                 self.odd("capture_skew", detail, self.ts, self.frame)
-        for name, count in self.weird.items():
+        for name, count in (self.weird or {}).items():
             if count > self.limits.connection_anomalies:
                 more = count - self.limits.connection_anomalies
+                assert self.anomalies is not None
                 self.anomalies.append(Oddity(self.ts_last, name, f"{more} more in this connection", self.frame_last))
 
     # -- out
 
     def _flush(self, side: int) -> None:
-        """Make an item of a direction's run."""
+        """Make a chunk of a direction's run."""
         h = self.half[side]
         rows = h.rows
         if not rows:
@@ -989,16 +833,17 @@ class Flow:
         c = self.columns
         if h.mixed or c is None:
             order, data, ts, frames = self._mixed_run(rows)
+        elif len(rows) == 1:
+            order = rows[0]
+            data, ts, frames = c.octets(order), [c.ts[order]], [c.frame[order]]
         else:
-            order = c.row[rows[0]]
-            if len(rows) == 1:
-                k = rows[0]
-                data, ts, frames = bytes(c.buf[c.place[k] : c.end[k]]), [c.ts[k]], [c.frame[k]]
-            else:
-                buf, place, end = c.buf, c.place, c.end
-                data = b"".join([buf[place[k] : end[k]] for k in rows])
-                ts, frames = [c.ts[k] for k in rows], [c.frame[k] for k in rows]
-        self._emit(h, order, side, data, h.starts, ts, frames, h.acks)
+            order = rows[0]
+            buf, place, length = c.buf, c.place, c.length
+            data = b"".join([buf[place[k] : place[k] + length[k]] for k in rows])
+            ts, frames = [c.ts[k] for k in rows], [c.frame[k] for k in rows]
+        self._emit(
+            h, side, order, Chunk(side == self.orig, -1 if h.joined else 0, h.starts[0], data, h.starts, ts, frames, h.acks)
+        )
         h.rows, h.starts, h.acks, h.mixed = [], [], [], False
 
     def _mixed_run(self, rows: list[Any]) -> tuple[int, bytes, list[int], list[int]]:
@@ -1008,7 +853,7 @@ class Flow:
         for entry in rows:
             if type(entry) is int:
                 assert c is not None
-                parts.append(c.buf[c.place[entry] : c.end[entry]])
+                parts.append(c.octets(entry))
                 ts.append(c.ts[entry])
                 frames.append(c.frame[entry])
             else:
@@ -1016,16 +861,13 @@ class Flow:
                 ts.append(entry[1])
                 frames.append(entry[2])
         first = rows[0]
-        order = first[3] if type(first) is tuple else c.row[first] if c is not None else 0
-        return order, b"".join(parts), ts, frames
+        return first if type(first) is int else first[3], b"".join(parts), ts, frames
 
-    def _emit(self, h: Half, order: int, side: int, data: bytes, starts: Any, ts: Any, frames: Any, acks: Any) -> None:
-        offset = int(starts[0])
-        self.items.append(Item(order, side, -1 if h.joined else 0, offset, data, starts, ts, frames, acks))
+    def _emit(self, h: Half, side: int, order: int, chunk: Chunk) -> None:
+        self.items.append((order, chunk))
         h.joined = False
-        self.octets[side] += len(data)
-        self.fresh = True
-        self._remember(h, offset, data)
+        self.octets[side] += len(chunk.data)
+        self._remember(h, chunk.offset, chunk.data)
 
     def _remember(self, h: Half, offset: int, data: bytes) -> None:
         """Keep the last octets to compare retransmissions with."""
@@ -1043,7 +885,13 @@ class Flow:
 
     def odd(self, name: str, detail: str, ts: int, frame: int) -> None:
         """Name something odd; the first few of a kind are told, the others counted."""
+        if self.weird is None or self.anomalies is None:
+            self.weird, self.anomalies = {}, []
         count = self.weird.get(name, 0) + 1
         self.weird[name] = count
         if count <= self.limits.connection_anomalies:
             self.anomalies.append(Oddity(ts, name, detail, frame))
+
+
+def _row(item: tuple[int, Chunk]) -> int:
+    return item[0]

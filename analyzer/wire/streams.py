@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analyzer.limits import Limits
 from analyzer.wire.anomalies import Anomaly
-from analyzer.wire.connections import ACK, FIN, RST, SYN, URG, Columns, Flow, Item
+from analyzer.wire.connections import ACK, FIN, RST, SYN, URG, Columns, Flow
 from analyzer.wire.flows import CLOSED, HALF, IGNORED, LIVE, NONE, Ends, Flows
 from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Delivery, Packets
 
@@ -24,7 +24,7 @@ Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
 """(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
 
 _CHECK = 16 << 20
-_ROW_COST = 64
+_ROW_COST = 256
 _HEAD = 4096
 """Octets of each direction shown to `recognise`."""
 _PIECE_COST = 128
@@ -69,6 +69,12 @@ class Streams:
         self._numbers: dict[int, list[tuple[int, int]]] = {}
         self._apart: list[tuple[int, list[int]]] = []
         self._ended: dict[int, tuple[Connection, int]] = {}
+        self._begun: list[int] = []
+        self._done: dict[int, tuple[int, int, int, int, int, int, bool]] = {}
+        """Slots whose connections are over or ignored: state, last time, first and last sequence numbers, was it ours."""
+        self._known: dict[int, tuple[int, ...]] = {}
+        """State, last time and ends of the slots at hand."""
+        self._source = ""
         self._listed = 0
         self._tally: dict[tuple[str, str], list[Any]] = {}
         self._dropped = 0
@@ -98,6 +104,7 @@ class Streams:
         for flow in list(self._flows.live.values()):
             idle = self._now - flow.ts_last > self._limits.connection_idle
             self._close(flow, "timeout" if idle else "capture_end")
+        self._write()
         flows = self._flows
         self._forget_half(np.flatnonzero(flows.state[: flows.count] == HALF))
         for (source, name), (count, ts, frame, text) in self._tally.items():
@@ -110,6 +117,7 @@ class Streams:
     def sweep(self, now: int) -> list[Delivery]:
         """Close what is over by a clock (ns since 1970): for live capture, where the next packet may be long in coming."""
         self._sweep(now)
+        self._write()
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
 
@@ -117,6 +125,7 @@ class Streams:
 
     def _slice(self, p: Packets, rows: I64) -> None:
         self._numbers.clear()
+        self._source = p.source
         self._process(p, rows, -1)
         while self._apart:
             slot, apart = self._apart.pop(0)
@@ -354,27 +363,37 @@ class Streams:
 
     def _hand_over(self, p: Packets, b: "_Batch", todo: I64) -> None:
         """Hand each group's rows to its connection, in order of the groups' first rows."""
+        flows = self._flows
         big = b.counts[todo] > _BIG
-        small = todo[~big]
         chosen = np.zeros(len(b.begins), np.bool_)
-        chosen[small] = True
+        chosen[todo[~big]] = True
         c = b.columns(p, np.flatnonzero(chosen[b.group]))
         place = np.zeros(len(b.begins), np.int64)
         place[chosen] = np.cumsum(b.counts[chosen]) - b.counts[chosen]
-        slots, begins, counts = b.slots[todo].tolist(), place[todo].tolist(), b.counts[todo].tolist()
-        kind0, kind1 = self._flows.kind0[b.slots[todo]].tolist(), self._flows.kind1[b.slots[todo]].tolist()
-        for i, slot in enumerate(slots):
-            kinds = (kind0[i], kind1[i])
-            if counts[i] <= _BIG:
-                self._rows(slot, c, begins[i], begins[i] + counts[i], kinds)
-                continue
-            at = int(b.begins[todo[i]])
-            for start in range(at, at + counts[i], _BIG):
-                stop = min(start + _BIG, at + counts[i])
-                part = b.columns(p, np.arange(start, stop))
-                if not self._rows(slot, part, 0, stop - start, kinds):
-                    self._apart[-1][1].extend(b.row[stop : at + counts[i]].tolist())
-                    break
+        slots, begins, counts = b.slots[todo], place[todo].tolist(), b.counts[todo].tolist()
+        names = ("state", "ts_last", "ports", "a_hi", "a_lo", "b_hi", "b_lo")
+        known = zip(*(getattr(flows, name)[slots].tolist() for name in names), strict=True)
+        self._known = dict(zip(slots.tolist(), known, strict=True))
+        kinds = list(zip(flows.kind0[slots].tolist(), flows.kind1[slots].tolist(), strict=True))
+        for slot, i, n, kind, g in zip(slots.tolist(), begins, counts, kinds, todo.tolist(), strict=True):
+            if n <= _BIG:
+                self._rows(slot, c, i, i + n, kind)
+            else:
+                self._many_rows(p, b, slot, int(b.begins[g]), n, kind)
+        self._known = {}
+        self._write()
+
+    def _many_rows(self, p: Packets, b: "_Batch", slot: int, at: int, n: int, kinds: tuple[int, int]) -> None:
+        """The rows of a big group, some thousands at a time."""
+        end = at + n
+        for start in range(at, end, _BIG):
+            if slot not in self._flows.live and self._sleeping(slot)[0] == IGNORED and not b.odd[start:end].any():
+                break
+            stop = min(start + _BIG, end)
+            part = b.columns(p, np.arange(start, stop))
+            if not self._rows(slot, part, 0, stop - start, kinds):
+                self._apart[-1][1].extend(b.row[stop:end].tolist())
+                break
 
     def _rows(self, slot: int, c: Columns, i: int, j: int, kinds: tuple[int, int]) -> bool:
         """Rows of one flow; False when the rest of the batch's must be told apart by VLAN first."""
@@ -382,34 +401,41 @@ class Streams:
         while i < j:
             flow = live.get(slot)
             if flow is None:
-                i = self._asleep(slot, c, i, j)
+                i = self._asleep(slot, c, i, j, kinds)
                 if i >= j:
                     break
                 flow = live[slot]
             flow.half[0].kind, flow.half[1].kind = kinds
-            i = self._advance(flow, c, i, j)
+            i = flow.run(c, i, j) if flow.wanted else self._undecided(flow, c, i, j)
             if flow.over is not None:
                 self._close(flow, flow.over)
                 if flow.successor is not None:
-                    self._begin(slot, flow.successor, 0, self._stream(slot, c.row[min(i, j - 1)]))
-                    self._advance(live[slot], flow.successor, 0, 1)
+                    new = self._begin(slot, flow.successor, 0, self._stream(slot, int(c.row[min(i, j - 1)])))
+                    new.run(flow.successor, 0, 1)
             elif flow.split:
                 flow.split = False
                 if c.kind[i] >> 8 not in (0, int(self._flows.vlan[slot])):
                     self._flows.shared[slot] = True
                     self._collect(flow)
-                    self._apart.append((slot, c.row[i:j]))
+                    self._apart.append((slot, c.row[i:j].tolist()))
                     return False
                 kinds = (c.kind[i], kinds[1]) if c.side[i] == 0 else (kinds[0], c.kind[i])
         flow = live.get(slot)
-        if flow is not None:
+        if flow is not None and flow.items:
             self._collect(flow)
         return True
 
-    def _asleep(self, slot: int, c: Columns, i: int, j: int) -> int:
+    def _sleeping(self, slot: int) -> tuple[int, int]:
+        """State and last time of a flow without an object."""
+        done = self._done.get(slot)
+        if done is not None:
+            return done[0], done[1]
+        known = self._known[slot]
+        return known[0], known[1]
+
+    def _asleep(self, slot: int, c: Columns, i: int, j: int, kinds: tuple[int, int]) -> int:
         """Rows of a flow without an object: skip what opens no connection, begin one with the first that does."""
-        flows = self._flows
-        state, last = int(flows.state[slot]), int(flows.ts_last[slot])
+        state, last = self._sleeping(slot)
         if state == HALF:
             self._wake_half(slot)
             return i
@@ -417,17 +443,40 @@ class Streams:
             while i < j and c.flags[i] & RST:
                 i += 1
         else:
-            isn = (int(flows.isn0[slot]), int(flows.isn1[slot]))
-            end = (int(flows.end0[slot]), int(flows.end1[slot]))
-            while i < j and self._is_late(c, i, state, last, isn, end):
-                if c.wire[i] and slot in self._ended:
-                    self._late(slot, c, i, end[c.side[i]])
-                last = max(last, c.ts[i]) if state == IGNORED else last
-                i += 1
-            if state == IGNORED:
-                flows.ts_last[slot] = last
+            i = self._skip_late(slot, c, i, j, state, last)
         if i < j:
-            self._begin(slot, c, i, self._stream(slot, c.row[i]))
+            flow = self._begin(slot, c, i, self._stream(slot, int(c.row[i])))
+            if j - i > 2 and flow.stage == 0 and not any(c.kind[k] != kinds[c.side[k]] for k in (i, i + 1, i + 2)):
+                i += flow.shake_hands(c, i)
+        return i
+
+    def _skip_late(self, slot: int, c: Columns, i: int, j: int, state: int, last: int) -> int:
+        """Skip rows of the connection that is over (or ignored), up to the first of another."""
+        flows, done = self._flows, self._done.get(slot)
+        if done is None:
+            done = (
+                state,
+                last,
+                int(flows.isn0[slot]),
+                int(flows.isn1[slot]),
+                int(flows.end0[slot]),
+                int(flows.end1[slot]),
+                bool(flows.wanted[slot]),
+            )
+        isn, end = done[2:4], done[4:6]
+        while i < j:
+            if state == IGNORED and not c.odd[i]:
+                last = max(last, c.ts[i])
+                i += 1
+                continue
+            if not self._is_late(c, i, state, last, isn, end):
+                break
+            if c.wire[i] and slot in self._ended:
+                self._late(slot, c, i, end[c.side[i]])
+            last = max(last, c.ts[i]) if state == IGNORED else last
+            i += 1
+        if state == IGNORED:
+            self._done[slot] = (state, last, *done[2:])
         return i
 
     def _is_late(self, c: Columns, k: int, state: int, last: int, isn: tuple[int, int], end: tuple[int, int]) -> bool:
@@ -445,7 +494,7 @@ class Streams:
     def _late(self, slot: int, c: Columns, k: int, end: int) -> None:
         """Payload on a connection that is over: a late copy, or octets from beyond its end."""
         conn, told = self._ended[slot]
-        if (c.seq[k] + c.wire[k] - end) & 0xFFFFFFFF < 1 << 31 and c.seq[k] + c.wire[k] & 0xFFFFFFFF != end:
+        if 0 < (c.seq[k] + c.wire[k] - end) & 0xFFFFFFFF < 1 << 31:
             self._ended[slot] = (conn, told + 1)
             if told < self._limits.connection_anomalies:
                 name = "data_after_reset" if conn.end == "reset" else "data_past_fin"
@@ -454,31 +503,30 @@ class Streams:
                 self.anomalies.append(Anomaly(c.ts[k], conn.source, ident, None, name, detail, c.frame[k]))
 
     def _wake_half(self, slot: int) -> None:
+        """A SYN that was only a row has been answered, or is followed by something."""
         flows = self._flows
-        side = int(flows.side[slot])
-        ts = int(flows.ts[slot])
+        side, ts = int(flows.side[slot]), int(flows.ts[slot])
         stream = self._numbers[slot][0][1] if slot in self._numbers else int(flows.stream[slot])
-        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, ts, int(flows.frame[slot]))
-        flow.orig, flow.handshake, flow.stage, flow.busy = side, True, 0, True
+        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, ts, int(flows.frame[slot]), side)
+        flow.handshake, flow.stage, flow.busy = True, 0, True
         flow.ts_syn, flow.syns = ts, int(flows.syns[slot])
         flow.ts_before = flow.ts_last = int(flows.ts_last[slot])
         flow.half[side].begin(int(flows.isn1[slot] if side else flows.isn0[slot]) + 1, soft=False)
-        flows.state[slot] = LIVE
+        self._begun.append(slot)
         flows.live[slot] = flow
-        self._ended.pop(slot, None)
 
-    def _begin(self, slot: int, c: Columns, k: int, stream: int) -> None:
+    def _begin(self, slot: int, c: Columns, k: int, stream: int) -> Flow:
         """A connection whose first packet is this row."""
-        flows = self._flows
-        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, c.ts[k], c.frame[k])
-        if c.flags[k] & SYN:
+        flags, side = c.flags[k], c.side[k]
+        orig = (1 - side if flags & ACK else side) if flags & SYN else self._guess(self._known[slot][2], side)
+        flow = Flow(self._limits, slot, self._source, stream, c.ts[k], c.frame[k], orig)
+        if flags & SYN:
             flow.stage, flow.busy = 0, True
-            flow.orig = 1 - c.side[k] if c.flags[k] & ACK else c.side[k]
-        else:
-            flow.orig = self._guess(int(flows.ports[slot]), c.side[k])
-        flows.state[slot] = LIVE
-        flows.live[slot] = flow
+        self._flows.live[slot] = flow
+        self._begun.append(slot)
+        self._done.pop(slot, None)
         self._ended.pop(slot, None)
+        return flow
 
     def _guess(self, ports: int, sender: int) -> int:
         """Which side opened a connection that was joined in the middle: not the one with the server's port."""
@@ -488,10 +536,10 @@ class Streams:
                 return 1 if known[0] else 0
         return sender if a == b else 1 if a < b else 0
 
-    def _advance(self, flow: Flow, c: Columns, i: int, j: int) -> int:
-        """Rows of a connection; one that is not recognised yet is looked at whenever its bound is hit."""
+    def _undecided(self, flow: Flow, c: Columns, i: int, j: int) -> int:
+        """Rows of a connection that is not recognised yet: it is asked about when its bound is hit, wherever that is."""
         bound = self._limits.unrecognised_bytes
-        while not flow.wanted and max(flow.octets) + sum(c.length[i:j]) > bound and i < j:
+        while i < j and not flow.wanted and max(flow.octets) + sum(c.length[i:j]) > bound:
             held = list(flow.octets)
             stop = i
             while stop < j and max(held) <= bound:
@@ -504,31 +552,31 @@ class Streams:
                 self._collect(flow)
                 if not flow.wanted:
                     if flow.slot in self._flows.live:
-                        self._ignore(flow)
+                        self._retire(flow, IGNORED)
                     return i
         return flow.run(c, i, j) if i < j else i
 
     def _collect(self, flow: Flow, closed: bool = False) -> None:
         """Deliver what a connection has brought, or ask whether it is wanted."""
-        if len(flow.items) > 1:
-            flow.items.sort(key=_order)
+        chunks = [chunk for _, chunk in flow.items]
+        flow.items = []
+        conn = flow.conn or self._connection(flow)
+        conn.ts_last, conn.last_frame = flow.ts_last, flow.frame_last
         if not flow.wanted:
-            flow.held += flow.items
-            flow.items = []
-            if not (flow.fresh or (closed and any(flow.octets))):
-                return
-            flow.fresh = False
-            answer = self._recognise(self._connection(flow), *self._heads(flow), closed)
-            if answer is None:
-                return
+            if flow.held:
+                chunks = flow.held + chunks
+            answer = self._recognise(conn, *_heads(chunks), closed) if any(flow.octets) else None
             if not answer:
-                if not closed:
-                    self._ignore(flow)
+                flow.held = chunks
+                if answer is not None and not closed:
+                    self._retire(flow, IGNORED)
                 return
-            flow.wanted = True
-            flow.items, flow.held = flow.held, []
-        items, flow.items = flow.items, []
-        conn = self._connection(flow)
+            flow.wanted, flow.held = True, None
+        conn.orig_bytes, conn.resp_bytes = flow.octets if flow.orig == 0 else flow.octets[::-1]
+        conn.gap_bytes = flow.gap_octets
+        if flow.handshake and (closed or conn.ts_open is None):
+            conn.start = "handshake"
+            conn.ts_syn, conn.ts_synack, conn.ts_open = flow.ts_syn, flow.ts_synack, flow.ts_open
         if flow.anomalies:
             ident = self._identify(conn) if self._identify else None
             for ts, name, detail, frame in flow.anomalies:
@@ -536,47 +584,33 @@ class Streams:
             flow.anomalies = []
         if closed:
             conn.end = flow.over
-        if items or closed:
-            self._deliveries.append(Delivery(conn, _chunks(conn, flow.orig, items), closed))
-        if not closed:
-            if flow.ending is not None:
-                self._lingering[flow.slot] = flow
-            if flow.half[0].pend or flow.half[1].pend:
-                self._holding[flow.slot] = flow
+        elif flow.ending is not None:
+            self._lingering[flow.slot] = flow
+        if flow.half[0].pend or flow.half[1].pend:
+            self._holding[flow.slot] = flow
+        if chunks or closed:
+            self._deliveries.append(Delivery(conn, chunks, closed))
 
     def _connection(self, flow: Flow) -> Connection:
-        conn: Connection | None = flow.conn
-        if conn is None:
-            ends = self._ends_of(flow.slot)
-            orig, resp = ends if flow.orig == 0 else ends[::-1]
-            conn = Connection(flow.source, flow.stream, *orig, *resp, flow.ts, flow.frame)
-            flow.conn = conn
-        conn.start = "handshake" if flow.handshake else "mid"
-        conn.ts_syn, conn.ts_synack, conn.ts_open = flow.ts_syn, flow.ts_synack, flow.ts_open
-        conn.ts_last, conn.last_frame = flow.ts_last, flow.frame_last
+        orig, resp = self._ends_of(flow.slot)
+        if flow.orig:
+            orig, resp = resp, orig
+        conn = Connection(flow.source, flow.stream, *orig, *resp, flow.ts, flow.frame)
+        if flow.handshake:
+            conn.start = "handshake"
+            conn.ts_syn, conn.ts_synack, conn.ts_open = flow.ts_syn, flow.ts_synack, flow.ts_open
+        flow.conn = conn
         return conn
-
-    def _heads(self, flow: Flow) -> tuple[bytes, bytes]:
-        """The first octets of both directions, as far as they are held."""
-        heads = [b"", b""]
-        for item in flow.held:
-            if len(heads[item.side]) < _HEAD:
-                heads[item.side] += item.data[: _HEAD - len(heads[item.side])]
-        return heads[flow.orig], heads[1 - flow.orig]
-
-    def _ignore(self, flow: Flow) -> None:
-        self._retire(flow, IGNORED)
 
     def _close(self, flow: Flow, reason: str) -> None:
         """A connection is over."""
         flow.conclude(flow.over or reason)
-        if any(flow.octets) or flow.wanted:
+        state = CLOSED
+        if flow.wanted or any(flow.octets):
             self._collect(flow, closed=True)
-            state = CLOSED
         else:
             state = self._nothing_said(flow)
-        if flow.slot in self._flows.live:
-            self._retire(flow, state)
+        self._retire(flow, state)
 
     def _nothing_said(self, flow: Flow) -> int:
         """A connection without payload: an attempt, when it was to a mail port."""
@@ -590,27 +624,51 @@ class Streams:
 
     def _retire(self, flow: Flow, state: int) -> None:
         """Keep of a connection only what tells its late packets from another's."""
-        flows, slot = self._flows, flow.slot
+        slot = flow.slot
         zero, one = flow.half
-        flows.state[slot] = state
-        flows.isn0[slot], flows.isn1[slot] = (zero.base - 1) & 0xFFFFFFFF, (one.base - 1) & 0xFFFFFFFF
-        flows.end0[slot] = (zero.base + zero.next) & 0xFFFFFFFF
-        flows.end1[slot] = (one.base + one.next) & 0xFFFFFFFF
-        flows.ts_last[slot] = flow.ts_last
-        flows.wanted[slot] = flow.wanted
-        if flow.wanted:
+        base0, base1 = zero.base, one.base
+        self._done[slot] = (
+            state,
+            flow.ts_last,
+            (base0 - 1) & 0xFFFFFFFF,
+            (base1 - 1) & 0xFFFFFFFF,
+            (base0 + zero.next) & 0xFFFFFFFF,
+            (base1 + one.next) & 0xFFFFFFFF,
+            flow.wanted,
+        )
+        if flow.wanted and flow.conn is not None:
             self._ended[slot] = (flow.conn, 0)
             if len(self._ended) > _ENDED:
                 del self._ended[next(iter(self._ended))]
-        del flows.live[slot]
-        self._lingering.pop(slot, None)
-        self._holding.pop(slot, None)
+        del self._flows.live[slot]
+        if self._lingering:
+            self._lingering.pop(slot, None)
+        if self._holding:
+            self._holding.pop(slot, None)
+
+    def _write(self) -> None:
+        """Put into the table what was begun and what is over."""
+        flows = self._flows
+        if self._begun:
+            flows.state[self._begun] = LIVE
+            self._begun = []
+        if self._done:
+            slots = list(self._done)
+            columns = zip(*self._done.values(), strict=True)
+            names = ("state", "ts_last", "isn0", "isn1", "end0", "end1", "wanted")
+            for name, values in zip(names, columns, strict=True):
+                getattr(flows, name)[slots] = values
+            self._done = {}
 
     def _ends_of(self, slot: int) -> tuple[tuple[str, int], tuple[str, int]]:
-        flows = self._flows
-        ports = int(flows.ports[slot])
-        a = _ip_text(int(flows.a_hi[slot]), int(flows.a_lo[slot]))
-        return (a, ports >> 16), (_ip_text(int(flows.b_hi[slot]), int(flows.b_lo[slot])), ports & 0xFFFF)
+        known = self._known.get(slot)
+        if known is None:
+            flows = self._flows
+            columns = (flows.ports, flows.a_hi, flows.a_lo, flows.b_hi, flows.b_lo)
+            ports, a_hi, a_lo, b_hi, b_lo = (int(column[slot]) for column in columns)
+        else:
+            _, _, ports, a_hi, a_lo, b_hi, b_lo = known
+        return (_ip_text(a_hi, a_lo), ports >> 16), (_ip_text(b_hi, b_lo), ports & 0xFFFF)
 
     # -- bounds
 
@@ -633,6 +691,7 @@ class Streams:
             if sum(h.old_octets for h in halves) > limits.history_total:
                 for h in halves:
                     h.old, h.old_octets = None, 0
+        self._write()
         if flows.count > 2 * limits.connections:
             self._forget_oldest()
 
@@ -720,12 +779,12 @@ class _Batch:
         c = Columns()
         rows = self.row[at]
         c.buf = p.data if isinstance(p.data, bytes) else memoryview(p.data)
-        c.row = rows.tolist()
+        c.row = rows
         c.side, c.odd = self.side[at].tolist(), self.odd[at].tolist()
         c.seq, c.ack, c.flags = self.seq[at].tolist(), self.ack[at].tolist(), self.flags[at].tolist()
         c.length, c.wire = self.length[at].tolist(), self.wire[at].tolist()
         place = p.payload[rows]
-        c.place, c.end = place.tolist(), (place + self.length[at]).tolist()
+        c.place = place.tolist()
         c.ts, c.frame, c.kind = self.ts[at].tolist(), p.frame[rows].tolist(), self.kind[at].tolist()
         return c
 
@@ -743,21 +802,16 @@ def _ends(p: Packets, rows: I64) -> tuple[Ends, NDArray[np.uint8]]:
     return Ends(a_hi, a_lo, b_hi, b_lo, ports, np.zeros(len(rows), np.int32)), higher.astype(np.uint8)
 
 
-def _chunks(conn: Connection, orig: int, items: list[Item]) -> list[Chunk]:
-    chunks = []
-    for _, side, gap, offset, data, starts, ts, frames, acks in items:
-        if side == orig:
-            conn.orig_bytes += len(data)
-        else:
-            conn.resp_bytes += len(data)
-        if gap > 0:
-            conn.gap_bytes += gap
-        chunks.append(Chunk(side == orig, gap, offset, data, starts, ts, frames, acks))
-    return chunks
-
-
-def _order(item: Item) -> int:
-    return item.order
+def _heads(chunks: list[Chunk]) -> tuple[bytes, bytes]:
+    """The first octets of both directions, as far as they are held."""
+    orig = resp = b""
+    for chunk in chunks:
+        if chunk.orig:
+            if len(orig) < _HEAD:
+                orig += chunk.data[: _HEAD - len(orig)]
+        elif len(resp) < _HEAD:
+            resp += chunk.data[: _HEAD - len(resp)]
+    return orig, resp
 
 
 @lru_cache(maxsize=65536)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dialogue import EVERY_WAY, play
+from dialogue import EVERY_WAY, _number, parse, plain, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from told import dialogues, perform, tell
@@ -102,10 +102,26 @@ def test_nothing_raises(client: bytes, server: bytes, gap: int) -> None:
     session.close("fin", 2)
 
 
+@given(HOSTILE, HOSTILE, st.integers(1, 9), st.sampled_from(["client", "server"]))
+@settings(max_examples=150, deadline=None)
+def test_feeding_does_not_matter(client: bytes, server: bytes, cut: int, order: str) -> None:
+    dialogue = parse(
+        "S: +OK\nC: RETR 1\nS: +OK\nS: .\nC: UIDL\nS: +OK\nC: RETR 3\nS: +OK\nS...gap 5\nS~ x\\r\\n\nC: NOOP\nS: +OK"
+    )
+    dialogue.segments[3].data += client
+    dialogue.segments[4].data += server
+    _number(dialogue.segments)
+    assert plain(play(pop3.Session, dialogue, cut=cut, order=order).events) == plain(play(pop3.Session, dialogue).events)
+
+
 def test_a_secret_never_leaves() -> None:
     """In whatever shape a password goes by, and whatever is lost around it."""
     secrets = ["s3cr3t", "AHRpbQBzM2NyM3Q=", "czNjcjN0"]
     shapes = [
+        "S: +OK\nC: USER s3cr3t\nS: +OK\nC: PASS\nS: -ERR\nC: QUIT\nS: +OK",
+        "S: +OK\nC: USER s3cr3t\nS: +OK\nC: USER tim\nS: +OK\nC: PASS s3cr3t\nS: +OK",
+        "S: +OK\nC: PASS s3cr3t\nS: -ERR s3cr3t is wrong",
+        "S: +OK\nC: tim s3cr3t\nS: -ERR unknown command tim s3cr3t",
         "S: +OK\nC: PASS s3cr3t\nS: -ERR",
         "S: +OK\nC: APOP tim s3cr3t\nS: -ERR",
         "S: +OK\nC: AUTH PLAIN AHRpbQBzM2NyM3Q=\nS: +OK",

@@ -1,7 +1,9 @@
 """DNS over UDP: headers as numpy columns, messages decoded once per distinct content, pairing by a dictionary."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
+from itertools import count, repeat
 from socket import inet_ntoa
 from struct import Struct
 from typing import Any
@@ -47,18 +49,19 @@ def _headers(packets: Packets, rows: Rows) -> NDArray[np.uint16]:
 
 def candidate_rows(packets: Packets) -> Rows:
     """UDP rows that may be DNS: port 53 at either end; on other ports only what reads as a common question."""
-    udp = np.flatnonzero(packets.protocol == 17)
+    udp: Rows = np.flatnonzero(packets.protocol == 17)
     if not len(udp):
         return udp
     src, dst = packets.src_port[udp], packets.dst_port[udp]
-    usual = (src == PORT) | (dst == PORT)
-    odd = udp[~usual & (packets.length[udp] >= HEADER + 5) & ~np.isin(src, _APART) & ~np.isin(dst, _APART)]
+    usual: NDArray[np.bool_] = (src == PORT) | (dst == PORT)
+    odd: Rows = udp[~usual & (packets.length[udp] >= HEADER + 5) & ~np.isin(src, _APART) & ~np.isin(dst, _APART)]
+    certain: Rows = udp[usual]
     if not len(odd):
-        return udp[usual]
+        return certain
     head = _headers(packets, odd)
     odd = odd[(head[:, 1] & 0x7870 == 0) & (head[:, 2] == 1) & (head[:, 3:] < 64).all(axis=1)]
     sure = [row for row in odd.tolist() if _surely_dns(packets, row)]
-    return np.sort(np.concatenate([udp[usual], np.array(sure, dtype=np.int64)])) if sure else udp[usual]
+    return np.sort(np.concatenate([certain, np.array(sure, dtype=np.int64)])) if sure else certain
 
 
 def _surely_dns(packets: Packets, row: int) -> bool:
@@ -201,18 +204,21 @@ class _Batch:
         keys: list[bytes] = self.ends[rows].view(f"V{_KEY.size}").ravel().tolist()
         return keys
 
-    def addresses(self, rows: Rows) -> tuple[list[Any], list[Any]]:
-        """Client and server of each, as keys of `_Addresses`."""
+    def addresses(self, rows: Rows, known: _Addresses) -> tuple[Iterable[str], Iterable[str]]:
+        """Clients and servers of each.  Servers are few; clients may be all different ones."""
         ends = self.ends[rows]
-        clients: list[Any] = ends[:, 1].tolist()
-        servers: list[Any] = ends[:, 3].tolist()
-        if ends[:, 0].any() or ends[:, 2].any():  # IPv6
-            clients = list(zip(ends[:, 0].tolist(), clients, strict=True))
-            servers = list(zip(ends[:, 2].tolist(), servers, strict=True))
-        return clients, servers
+        if not (ends[:, 0].any() or ends[:, 2].any()) and (ends[:, [1, 3]] >> np.uint64(32) == V4_PREFIX >> 32).all():
+            clients: list[bytes] = ends[:, 1].astype(">u4").view("V4").tolist()
+            return map(inet_ntoa, clients), map(known.__getitem__, ends[:, 3].tolist())
+        hi_lo = (zip(ends[:, i].tolist(), ends[:, i + 1].tolist(), strict=True) for i in (0, 2))
+        clients6, servers6 = (map(known.__getitem__, each) for each in hi_lo)
+        return clients6, servers6
 
-    def pairs(self, longest: int) -> tuple[Rows, Rows]:
-        """Questions and their answers where a key has just these two datagrams here, in this order, in time."""
+    def pairs(self, longest: int, sweeps: list[int]) -> tuple[Rows, Rows]:
+        """Questions and their answers where a key has just these two datagrams here, in this order, in time.
+
+        In time means too that no sweep between them comes too late for the question (a capture's times may jump).
+        """
         factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD])
         mixed = np.bitwise_xor.reduce(self.ends * factors.astype(np.uint64), axis=1)
         mixed ^= mixed >> np.uint64(29)
@@ -224,6 +230,10 @@ class _Batch:
         waited = self.ts[answered] - self.ts[asked]
         fit = ~self.is_answer[asked] & self.is_answer[answered] & (waited >= 0) & (waited <= longest)
         fit &= (self.ends[asked] == self.ends[answered]).all(axis=1)
+        if sweeps:
+            last = np.searchsorted(sweeps, answered, side="right") - 1
+            swept = np.array(sweeps)[last]
+            fit &= (last < 0) | (swept <= asked) | (self.ts[swept] - self.ts[asked] <= longest)
         return asked[fit], answered[fit]
 
 
@@ -263,68 +273,87 @@ class _Tap:
         for row in rows[batch.odd].tolist():
             found.append(_odd_direction(packets, row))
         messages = self._messages(packets.data, batch)
+        sweeps = self._sweep_rows(batch.ts)
         left = np.ones(len(rows), dtype=np.bool_)
         if len(self.waiting) + len(rows) <= self.limits.dns_waiting:
-            left[self._plain(batch, messages, found)] = False
-        self._others(batch, np.flatnonzero(left), messages, found)
+            left[self._plain(batch, messages, sweeps, found)] = False
+        self._others(batch, np.flatnonzero(left), messages, sweeps, found)
         self.datagrams += len(rows)
+        if len(self.answered) > self.limits.dns_answered:
+            self.answered, self.answered_before = {}, self.answered
+
+    def _sweep_rows(self, ts: Rows) -> list[int]:
+        """Datagrams before which the dictionaries are looked through: a matter of their times alone, not of batches."""
+        latest = np.maximum.accumulate(ts)
+        due: list[int] = []
+        row = int(np.searchsorted(latest, self.sweep_at))
+        while row < len(ts):
+            due.append(row)
+            self.sweep_at = int(ts[row]) + self.limits.dns_copy
+            row = int(np.searchsorted(latest, self.sweep_at))
+        return due
 
     def _messages(self, data: bytes | bytearray | memoryview, batch: _Batch) -> list[Message]:
         known, miss = self.memo.young.get, self.memo.miss
-        whole = data if type(data) is bytes else bytes(data) if int(batch.length.sum()) * 4 > len(data) else memoryview(data)
-        octets = map(whole.__getitem__, map(slice, (batch.begin + 2).tolist(), (batch.begin + batch.length).tolist()))
-        if type(whole) is not bytes:
-            octets = map(bytes, octets)
-        return [known(each) or miss(each) for each in octets]
+        slices = map(slice, (batch.begin + 2).tolist(), (batch.begin + batch.length).tolist())
+        if type(data) is not bytes:
+            if int(batch.length.sum()) * 4 < len(data):
+                return [known(octets) or miss(octets) for octets in (bytes(data[part]) for part in slices)]
+            data = bytes(data)
+        return [known(octets) or miss(octets) for octets in map(data.__getitem__, slices)]
 
     # the plain road
 
-    def _plain(self, batch: _Batch, messages: list[Message], found: Found) -> Rows:
+    def _plain(self, batch: _Batch, messages: list[Message], sweeps: list[int], found: Found) -> Rows:
         """Rows of the exchanges that lie plainly in this batch; the datagrams they are made of."""
-        asked, answered = batch.pairs(self.limits.dns_timeout)
+        asked, answered = batch.pairs(self.limits.dns_timeout, sweeps)
         keys = batch.keys(asked)
-        known = set[bytes]().union(*(d.keys() & keys for d in (self.waiting, self.orphans, self.answered, self.answered_before)))
-        clients, servers = batch.addresses(asked)
-        addresses, source, append, new, row = self.addresses, self.source, found.append, _new, Transaction
-        first = self.datagrams
-        recent = first + len(messages) - self.limits.dns_answered
-        used: list[int] = []
-        for key, i, j, client, client_port, server, server_port, ident, ts, ts_reply, rtt, frame, reply_frame in zip(
-            keys,
-            asked.tolist(),
-            answered.tolist(),
+        known = set[bytes]().union(
+            *(d.keys() & keys for d in (self.waiting, self.orphans, self.answered, self.answered_before) if d)
+        )
+        clients, servers = batch.addresses(asked, self.addresses)
+        ts, ts_reply = batch.ts[asked], batch.ts[answered]
+        ends = zip(
+            repeat(self.source),
+            ts.tolist(),
+            ts_reply.tolist(),
+            ((ts_reply - ts) / 1e9).tolist(),
             clients,
             batch.client_port[asked].tolist(),
             servers,
             batch.server_port[asked].tolist(),
+            repeat("udp"),
             batch.ident[asked].tolist(),
-            batch.ts[asked].tolist(),
-            batch.ts[answered].tolist(),
-            ((batch.ts[answered] - batch.ts[asked]) / 1e9).tolist(),
+            strict=False,
+        )
+        replies = [messages[i] for i in answered.tolist()]
+        append, new, row = found.append, _new, Transaction
+        others: list[int] = []
+        for n, end, question, reply, key, frame, reply_frame in zip(
+            count(),
+            ends,
+            map(messages.__getitem__, asked.tolist()),
+            replies,
+            keys,
             batch.frame[asked].tolist(),
             batch.frame[answered].tolist(),
-            strict=True,
+            strict=False,
         ):
-            message = messages[j]
-            if message.exact != messages[i].exact or key in known:
-                continue
-            append(
-                new(
-                    row,
-                    (source, ts, ts_reply, rtt, addresses[client], client_port, addresses[server], server_port, "udp", ident)
-                    + message.row
-                    + (frame, reply_frame, message.opcode, message.qclass),
-                )
-            )
-            used.append(i)
-            used.append(j)
-            if first + j > recent:
-                self.answered[key] = (message, ts_reply, reply_frame, source, first + j)
-        return np.array(used, dtype=np.int64)
+            if reply.exact != question.exact or key in known:
+                others.append(n)
+            else:
+                append(new(row, end + reply.row + (frame, reply_frame, reply.opcode, reply.qclass)))
+        plain = np.ones(len(asked), dtype=np.bool_)
+        plain[others] = False
+        recent = np.flatnonzero(plain & (answered >= len(messages) - self.limits.dns_answered))
+        for n, number in zip(recent.tolist(), (answered[recent] + self.datagrams).tolist(), strict=True):
+            self.answered[keys[n]] = (replies[n], int(ts_reply[n]), int(batch.frame[answered[n]]), self.source, number)
+        return np.concatenate([asked[plain], answered[plain]])
 
     # the other road
 
-    def _others(self, batch: _Batch, rows: Rows, messages: list[Message], found: Found) -> None:
+    def _others(self, batch: _Batch, rows: Rows, messages: list[Message], sweeps: list[int], found: Found) -> None:
+        due = deque(sweeps)
         for key, i, ts, frame, answers, cut in zip(
             batch.keys(rows),
             rows.tolist(),
@@ -334,8 +363,8 @@ class _Tap:
             batch.cut[rows].tolist(),
             strict=True,
         ):
-            if ts >= self.sweep_at:
-                self._sweep(ts, found)
+            while due and due[0] <= i:
+                self._sweep(int(batch.ts[due.popleft()]), found)
             message = messages[i]
             if message.fault is not None:
                 found.append(fault(self.source, message, ts, frame, cut))
@@ -346,10 +375,11 @@ class _Tap:
                 self._answer(key, (message, ts, frame, self.source, number), found)
             else:
                 self._ask(key, (message, ts, frame, ts, 0, self.source), number, found)
+        for row in due:
+            self._sweep(int(batch.ts[row]), found)
 
     def _sweep(self, ts: int, found: Found) -> None:
-        """Give up what has waited too long at a time of the capture.  When that is looked for changes nothing in the rows."""
-        self.sweep_at = ts + self.limits.dns_copy
+        """Give up what has waited too long at a time of the capture."""
         overdue = []
         for key, asked in self.waiting.items():
             if ts - _last(asked) <= self.limits.dns_timeout:
@@ -359,8 +389,6 @@ class _Tap:
             self._unanswered(key, self.waiting.pop(key), found)
         for key in [key for key, answer in self.orphans.items() if ts - answer[1] > self.limits.dns_copy]:
             self._orphan(key, found)
-        if len(self.answered) > self.limits.dns_answered:
-            self.answered, self.answered_before = {}, self.answered
 
     def finish(self, found: Found) -> None:
         """Nothing more will come."""

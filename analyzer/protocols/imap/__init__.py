@@ -1,11 +1,16 @@
-"""IMAP (RFC 9051, 3501 and the extensions their modules name): mailboxes seen, messages fetched, filed, flagged, expunged.
+"""IMAP (RFC 9051, 3501 and the extensions session.py names): mailboxes seen, messages fetched, filed, flagged, expunged.
 
-grammar.py   octets to values, pure
-mailbox.py   the selected mailbox: which sequence number is which message, what is known of each
-fetched.py   messages fetched whole or in pieces, put together
-session.py   one connection: units, pairing, what each reply means; and the probe
+grammar.py    octets to values, pure
+units.py      each direction cut into commands and responses; tagged replies find their commands
+mailbox.py    the selected mailbox: which sequence number is which message, what is known of each
+fetched.py    messages fetched whole or in pieces, put together
+responses.py  what untagged responses mean
+session.py    what commands and their replies mean: the whole session, and the rules of this package
+inflate.py    COMPRESS=DEFLATE
+probe.py      does a connection speak IMAP
 """
 
-from analyzer.protocols.imap.session import Session, probe
+from analyzer.protocols.imap.probe import probe
+from analyzer.protocols.imap.session import Session
 
 __all__ = ["Session", "probe"]

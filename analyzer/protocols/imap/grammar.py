@@ -37,6 +37,11 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
+_DATE = re.compile(rb' ?INTERNALDATE "[^"\\]*"', re.IGNORECASE)
+_UID = re.compile(rb"[( ]UID ([0-9]{1,10})[ )]", re.IGNORECASE)
+_SIZE = re.compile(rb"[( ]RFC822\.SIZE ([0-9]{1,19})[ )]", re.IGNORECASE)
+_FLAGS = re.compile(rb"[( ]FLAGS \(([^()]*)\)", re.IGNORECASE)
+
 _MESSAGE_ID = re.compile(rb"(?:\A|\n)message-id[ \t]*:(?:[ \t]|\r?\n[ \t])*(<[^<>\r\n]{1,900}>|[^\s]{1,900})", re.IGNORECASE)
 
 
@@ -131,6 +136,26 @@ def values(line: bytes) -> list[Value]:
     return top
 
 
+def attributes(line: bytes) -> Iterator[tuple[str, Value]]:
+    """msg-att = "(" msg-att-item *(SP msg-att-item) ")": each item's name in upper case, and its value."""
+    if b'"' in line:
+        line = _DATE.sub(b"", line, 1)
+    if b'"' in line:
+        top = values(line)
+        items = top[0] if top and isinstance(top[0], list) else []
+        for name, value in zip(items[::2], items[1::2], strict=False):
+            if isinstance(name, str):
+                yield name.upper(), value
+        return
+    uid, size, flags = _UID.search(line), _SIZE.search(line), _FLAGS.search(line)  # nothing quoted: nothing to mistake
+    if uid is not None:
+        yield "UID", uid[1].decode("ascii")
+    if size is not None:
+        yield "RFC822.SIZE", size[1].decode("ascii")
+    if flags is not None:
+        yield "FLAGS", list(flags[1].decode("latin-1").split())
+
+
 def strings(line: bytes, literals: Sequence[bytes | None]) -> list[bytes | None]:
     """astring *(SP astring): atoms, quoted strings and literals alike, as octets; None is a literal not kept."""
     return [octets(v, literals) for v in values(line) if not isinstance(v, list)]
@@ -193,6 +218,13 @@ def item(line: bytes) -> tuple[str, str | None, int | None] | None:
         section = inside.decode("latin-1").upper()
     found = _WORD.search(line, max(0, len(line) - 20))
     return (found[0].decode("ascii").upper(), section, origin) if found else None
+
+
+def uid(line: bytes) -> int | None:
+    """The UID of a msg-att, when it stands before anything quoted."""
+    quote = line.find(b'"')
+    found = _UID.search(line, 0, quote if quote >= 0 else len(line))
+    return int(found[1]) if found else None
 
 
 def partials(argument: bytes) -> dict[tuple[str, int], int]:

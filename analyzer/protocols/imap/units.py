@@ -7,7 +7,8 @@ heard: what a response means depends on the commands given before it and on no o
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from analyzer.protocols import access
@@ -28,6 +29,9 @@ KNOWN = frozenset(
 DECIDES = frozenset({"AUTHENTICATE", "STARTTLS", "COMPRESS"})
 """Commands whose reply decides how the client's next octets are read."""
 
+At = tuple[int | None, int | None, int]
+"""Where a line began: its segment's time, frame, and what it acknowledged of the other direction (-1 unknown)."""
+
 _RESPONSE = re.compile(
     rb"\* (?:[0-9]{1,10} (?:EXISTS|EXPUNGE|RECENT|FETCH \()|(?:OK|NO|BAD|BYE|PREAUTH|CAPABILITY|FLAGS|LIST|LSUB|SEARCH|ESEARCH|"
     rb"STATUS|VANISHED|ENABLED|ID|NAMESPACE|QUOTA|QUOTAROOT|SORT|THREAD)\b)",
@@ -35,6 +39,10 @@ _RESPONSE = re.compile(
 )
 """What is surely an untagged response, even behind a gap."""
 _STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
+_LOOK = 64
+"""Commands in flight among which the one that a response belongs to is looked for."""
+_LITERALS = 1000
+"""Literals of one unit that are kept apart: those beyond are skipped."""
 _TAIL = 64
 """Last octets of a line past the limit that are kept: a literal may be announced there."""
 
@@ -52,12 +60,14 @@ class Asked:
         "n",
         "notes",
         "offset",
+        "secrets",
         "shown",
         "tag",
         "ts",
         "ts_end",
         "ts_reply",
         "uploads",
+        "user",
         "verb",
         "whole",
     )
@@ -66,6 +76,8 @@ class Asked:
         self.tag, self.verb, self.argument, self.n, self.before = given.tag, given.verb, given.argument, n, before
         self.shown: str | None = None
         """The argument as it may be shown."""
+        self.secrets: Sequence[bytes] = ()
+        """What of it must not be shown, for the reply may repeat it; dropped with the reply."""
         self.literals: list[bytes | None] = []
         self.offset = 0
         self.ts: int | None = None
@@ -78,17 +90,19 @@ class Asked:
         self.notes: list[tuple[str, str]] = []
         self.uploads: list[Any] = []
         """Messages of an APPEND (`session.Upload`)."""
+        self.user: str | None = None
+        """Who logs in with it."""
         self.extra: Any = None
         """What its responses have told so far, by verb (see session.py)."""
 
 
 class Unit:
-    """A command or response with literals that is being read."""
+    """A response, or a command with literals, that is being read."""
 
-    __slots__ = ("asked", "begin", "entry", "kinds", "line", "literals", "number", "section", "torn")
+    __slots__ = ("asked", "at", "box", "entry", "kinds", "line", "literals", "number", "section", "torn")
 
-    def __init__(self, begin: int, asked: Asked | None = None) -> None:
-        self.begin = begin
+    def __init__(self, at: At, asked: Asked | None = None) -> None:
+        self.at = at
         self.asked = asked
         """The command it is; of a FETCH response the command that asked for it."""
         self.line = b""
@@ -96,19 +110,26 @@ class Unit:
         self.literals: list[Literal] = []
         self.torn = False
         """Octets of it are lost."""
+        self.box: Any = None
         self.entry: Any = None
-        """The message a FETCH response is about."""
+        """The mailbox and the message a FETCH response is about."""
         self.number = 0
         self.kinds: list[tuple[str, int | None]] = []
         """What each literal of a FETCH is, and at which octet it begins."""
         self.section = False
         """The literal before was a TEXT part of CATENATE."""
 
+    def add(self, literal: Literal) -> None:
+        """A literal comes here in its line."""
+        if len(self.literals) < _LITERALS:
+            self.line += b"{%d}" % len(self.literals)
+            self.literals.append(literal)
+
 
 class Side:
     """Where one direction's reader stands."""
 
-    __slots__ = ("begin", "cut", "head", "inbox", "left", "resync", "tail", "unit")
+    __slots__ = ("at", "begin", "cut", "head", "inbox", "left", "resync", "tail", "unit")
 
     def __init__(self, inbox: Inbox) -> None:
         self.inbox = inbox
@@ -117,6 +138,7 @@ class Side:
         """The literal being read."""
         self.begin = 0
         """Stream offset of the line being read."""
+        self.at: At = (None, None, -1)
         self.head: bytes | None = None
         """The first octets of a line past the limit whose rest is being skipped."""
         self.tail = b""
@@ -142,7 +164,6 @@ class Units(BaseSession):
         self.odd: deque[tuple[int, int | None, int | None]] = deque()
         """Lines of the client that are no commands, to be told when a later command is: commands before, time, frame."""
         self.greeted = False
-        self.user: str | None = None
         self._hold: Asked | None = None  # the command whose reply the client's next octets hang on
         self._granted = False  # `+`: the literal held back may be read
         self._sasl_turn: int | None = None  # a SASL response is due from the client: which
@@ -155,7 +176,7 @@ class Units(BaseSession):
 
     # what units mean: session.py
 
-    def command_read(self, asked: Asked, unit: Unit) -> None:
+    def command_read(self, asked: Asked, literals: list[Literal]) -> None:
         """A command was read to its end."""
         raise NotImplementedError
 
@@ -163,8 +184,8 @@ class Units(BaseSession):
         """The rest of a command is lost."""
         raise NotImplementedError
 
-    def response_read(self, line: bytes, begin: int, unit: Unit | None) -> None:
-        """A response was read; `unit` when it has literals."""
+    def response_read(self, line: bytes, unit: Unit) -> None:
+        """A response was read, its literals in `unit`."""
         raise NotImplementedError
 
     def response_torn(self, unit: Unit) -> None:
@@ -254,11 +275,10 @@ class Units(BaseSession):
         literal, inbox = side.left, side.inbox
         assert literal is not None
         if literal.left and inbox.available:
-            begin = inbox.offset
             if literal.ts_first is None:
-                literal.ts_first, literal.frame_first = inbox.ts_at(begin), inbox.frame_at(begin)
+                literal.ts_first, literal.frame_first, _ = inbox.segment_at(inbox.offset)
             literal.feed(inbox.take(literal.left))
-            literal.ts_last, literal.frame_last = inbox.ts_at(inbox.offset - 1), inbox.frame_at(inbox.offset - 1)
+            literal.ts_last, literal.frame_last, _ = inbox.segment_at(inbox.offset - 1)
         if literal.left:
             return False
         side.left = None
@@ -310,6 +330,7 @@ class Units(BaseSession):
             else:
                 if side.head is None:
                     side.begin = side.inbox.offset
+                    side.at = side.inbox.segment_at(side.begin)
                 line = self._line(side)
                 if line is not None:
                     self._client_line(side, line)
@@ -323,45 +344,50 @@ class Units(BaseSession):
             self._sasl_response(line)
             return
         unit = side.unit
-        if unit is None:
-            unit = self._begin_command(side, line)
-            if unit is None:
-                return
-        asked = unit.asked
-        assert asked is not None
+        asked = unit.asked if unit is not None else self._begin_command(side, line)
+        if asked is None:
+            return
         if side.cut:
             asked.notes.append(("line_too_long", f"{asked.verb}: longer than {self.limits.line_bytes} octets"))
         announced = grammar.literal(line)
         if announced is None:
-            unit.line += line
-            side.unit = None
-            self._let_go(asked)
-            asked.whole = True
-            asked.ts_end = self.client.ts_at(self.client.offset - 1)
-            asked.literals = [literal.octets for literal in unit.literals]
-            if asked.verb in DECIDES and not asked.done:
-                self._hold, self._challenges = asked, 0
-            self.command_read(asked, unit)
+            self._end_command(side, asked, line)
             return
+        if unit is None:
+            unit = side.unit = Unit(side.at, asked)
         size, waits = announced
         unit.line = (unit.line + line[: line.rindex(b"{")].removesuffix(b"~"))[: self.limits.line_bytes]
-        side.left = self.literal_asked(asked, unit, size)
-        unit.literals.append(side.left)
-        unit.line += b"{%d}" % (len(unit.literals) - 1)
+        side.left = self.literal_asked(asked, unit, size) if len(unit.literals) < _LITERALS else Literal(size, 0)
+        unit.add(side.left)
         self._granted = False
         self._hold = asked if waits and not asked.done and not self._alone() else None
 
-    def _begin_command(self, side: Side, line: bytes) -> Unit | None:
+    def _end_command(self, side: Side, asked: Asked, line: bytes) -> None:
+        """The last line of a command."""
+        unit, side.unit = side.unit, None
+        literals: list[Literal] = []
+        if unit is not None:
+            literals = unit.literals
+            asked.literals = [literal.octets for literal in literals]
+            asked.argument = argument(unit.line + line)
+        self._let_go(asked)
+        asked.whole = True
+        asked.ts_end = self.client.ts_at(self.client.offset - 1)
+        if asked.verb in DECIDES and not asked.done:
+            self._hold, self._challenges = asked, 0
+        self.command_read(asked, literals)
+
+    def _begin_command(self, side: Side, line: bytes) -> Asked | None:
         """The first line of a command; None when it is none (DONE belongs to its IDLE, RFC 9051 6.3.13)."""
         resync = side.resync
         if line[:5].strip().upper() == b"DONE" or not line.strip():
             return None
-        begin, inbox = side.begin, self.client
+        ts, frame, _ = side.at
         try:
             given = grammar.command(line)
         except Malformed:
             if not (resync or self._doubt) and len(self.odd) < self.limits.folded_anomalies:
-                self.odd.append((self.info.commands, inbox.ts_at(begin), inbox.frame_at(begin)))
+                self.odd.append((self.info.commands, ts, frame))
             return None
         known = given.verb in KNOWN
         if not known and (resync or self._doubt or not _plain_verb(line) or text(given.tag).upper() in KNOWN):
@@ -372,14 +398,13 @@ class Units(BaseSession):
         self.info.commands += 1
         asked = Asked(given, self.info.commands, self.last)
         self.last = asked
-        asked.offset, asked.ts, asked.frame = begin, inbox.ts_at(begin), inbox.frame_at(begin)
+        asked.offset, asked.ts, asked.frame = side.begin, ts, frame
         self.flying.append(asked)
         self.tags.setdefault(given.tag, deque()).append(asked)
         if len(self.flying) > self.limits.commands_waiting:
             self.settled(self.flying[0])
             self.unanswered(self.flying.popleft())
-        side.unit = Unit(begin, asked)
-        return side.unit
+        return asked
 
     def _sasl_response(self, line: bytes) -> None:
         """A client's SASL response: the name in it is kept, the rest is gone."""
@@ -387,7 +412,7 @@ class Units(BaseSession):
         self._sasl_turn = None
         if asked is not None and turn is not None and line != b"*":
             mechanism = text(asked.argument.split(b" ", 1)[0]).upper()
-            self.user = access.sasl_user(mechanism, line, turn) or self.user
+            asked.user = access.sasl_user(mechanism, line, turn) or asked.user
 
     def _alone(self) -> bool:
         """No server is there to wait for."""
@@ -422,7 +447,8 @@ class Units(BaseSession):
             else:
                 if side.head is None:
                     side.begin = side.inbox.offset
-                    if side.unit is None and side.inbox.available and self._client_behind(side.begin):
+                    side.at = side.inbox.segment_at(side.begin)
+                    if side.unit is None and side.inbox.available and self._client_behind(side.at):
                         return moved
                 line = self._line(side)
                 if line is not None:
@@ -434,68 +460,60 @@ class Units(BaseSession):
             moved = True
         return moved
 
-    def _client_behind(self, offset: int) -> bool:
-        """The client may have octets to read that came before the server's octet at `offset`."""
-        client, server = self.client, self.server
+    def _client_behind(self, at: At) -> bool:
+        """The client may have octets to read that came before the server's octets that began there."""
+        client, (ts, frame, ack) = self.client, at
         if client.ended or not self.greeted or (self._hold is not None and not self._granted and self._sasl_turn is None):
             return False
-        ack = server.ack_at(offset)
         if ack >= 0:
             if ack <= client.offset:
                 return False
-        else:  # inside TLS or DEFLATE: by time, the client must have been heard to speak later
-            here, heard = server.ts_at(offset), client.ts_at(1 << 62)
-            if here is not None and heard is not None and heard > here:
+        else:  # inside TLS or DEFLATE: by time, what the client says next must be later
+            heard = client.ts_at(client.offset if client.available else 1 << 62)
+            if ts is not None and heard is not None and heard > ts:
                 return False
         if self._given_up == client.offset + client.available:
             return False
-        if server.held > self.limits.waiting_bytes:
+        if self.server.held > self.limits.waiting_bytes:
             self._given_up = client.offset + client.available
-            self.weird("reply_not_seen", "the client is not in the capture", server.ts_at(offset), server.frame_at(offset))
+            self.weird("reply_not_seen", "the client is not in the capture", ts, frame)
             return False
         return True
 
-    def visible(self, begin: int) -> Iterator[Asked]:
-        """The commands without a reply that were given before the server's octet at `begin`, oldest first."""
+    def visible(self, at: At) -> Iterator[Asked]:
+        """The commands without a reply that were given before the server's octets that began there, oldest first."""
         flying = self.flying
         while flying and flying[0].done:
             flying.popleft()
-        if not flying:
-            return
-        ack = self.server.ack_at(begin)
-        ts = self.server.ts_at(begin)
-        for asked in flying:
-            if asked.offset >= ack if ack >= 0 else (asked.ts is not None and ts is not None and asked.ts > ts):
+        for asked in islice(flying, _LOOK):
+            if not given_before(asked, at):
                 return
             if not asked.done:
                 yield asked
 
     def _server_line(self, side: Side, line: bytes) -> None:
-        unit, begin = side.unit, side.begin
+        unit = side.unit
         if unit is None:
             if side.resync and not self._surely(line):
                 return
             side.resync = False
+            unit = Unit(side.at)
             if side.cut:
-                self.weird("line_too_long", "a response of the server", self.server.ts_at(begin), self.server.frame_at(begin))
+                self.weird("line_too_long", "a response of the server", *side.at[:2])
             if line[-1:] != b"}" or line[:2] != b"* " or _STATUS.match(line):
-                self.response_read(line, begin, None)
+                self.response_read(line, unit)
                 return
         announced = grammar.literal(line)
         if announced is None or not announced[1]:
             side.unit = None
-            if unit is not None:
-                unit.line += line
-                line, begin = unit.line, unit.begin
-            self.response_read(line, begin, unit)
+            self.response_read(unit.line + line, unit)
             return
-        if unit is None:
-            unit = side.unit = Unit(begin)
+        if side.unit is None:
+            side.unit = unit
             self.response_begun(line, unit)
         unit.line = (unit.line + line[: line.rindex(b"{")].removesuffix(b"~"))[: self.limits.line_bytes]
-        side.left = self.literal_said(unit, announced[0])
-        unit.literals.append(side.left)
-        unit.line += b"{%d}" % (len(unit.literals) - 1)
+        side.left = self.literal_said(unit, announced[0]) if len(unit.literals) < _LITERALS else Literal(announced[0], 0)
+        unit.add(side.left)
 
     def _surely(self, line: bytes) -> bool:
         """Behind a gap: this line begins a response, and is not the text of a message."""
@@ -504,10 +522,10 @@ class Units(BaseSession):
         found = grammar.tagged(line)
         return found is not None and found.tag in self.tags
 
-    def granted(self, line: bytes, begin: int) -> None:
+    def granted(self, line: bytes, at: At) -> None:
         """continue-req = "+" SP (resp-text / base64): the client may go on (RFC 9051 7.6)."""
         asked = self._hold
-        if asked is None or not any(a is asked for a in self.visible(begin)):
+        if asked is None or not given_before(asked, at):
             return
         if self.asks.left is not None:
             self._granted = True
@@ -534,6 +552,20 @@ class Units(BaseSession):
                 same.remove(asked)
             if not same:
                 del self.tags[asked.tag]
+
+
+def given_before(asked: Asked, at: At) -> bool:
+    """Whether a command was given before the server's octets that began there."""
+    ts, _, ack = at
+    return asked.offset < ack if ack >= 0 else asked.ts is None or ts is None or asked.ts <= ts
+
+
+def argument(line: bytes) -> bytes:
+    """The argument of a command whose first line was found to be one."""
+    try:
+        return grammar.command(line).argument
+    except Malformed:
+        return b""
 
 
 def _plain_verb(line: bytes) -> bool:

@@ -15,6 +15,7 @@ from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.smtp import grammar
 from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
+    BLOB,
     CHUNK,
     DATA,
     END_OF_DATA,
@@ -23,10 +24,14 @@ from analyzer.protocols.smtp.vocabulary import (
     LOOKING,
     LOST,
     PREFACE,
+    RESPONSE,
+    WAITING,
     plausible,
 )
 from analyzer.wire.types import Chunk, Connection
 
+TLS_HANDSHAKE = 0x16
+"""First octet of a TLS record in which a handshake begins (RFC 8446 5.1); no command or reply begins so."""
 _WHOLE = re.compile(rb"(?:\d\d\d-[^\n]*\n)*(\d\d\d)(?: [^\n]*|\r)?\n")
 """A whole reply (RFC 5321 4.2)."""
 
@@ -131,7 +136,7 @@ class Dialogue(BaseSession):
     def read_replies(self) -> None:
         """reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF (RFC 5321 4.2)"""
         inbox = self.server
-        while True:
+        while not (inbox.available and inbox.buf[inbox.pos] == TLS_HANDSHAKE):  # else it waits for the client's STARTTLS
             if not inbox.has_line():
                 if not inbox.has_gap:
                     return
@@ -150,8 +155,11 @@ class Dialogue(BaseSession):
             self._reply_hole = False
             reply.coded(int(found[1]))
             reply.end, reply.ts, reply.frame = stop, ts, frame
-            lines = buf[pos : end - 1].split(b"\n")
-            reply.lines = [line[4:-1] if line[-1:] == b"\r" else line[4:] for line in lines[: self.limits.argument_chars]]
+            if found.start(1) == pos:
+                reply.lines.append(buf[pos + 4 : end - 2 if buf[end - 2] == 13 else end - 1])
+            else:
+                lines = buf[pos : end - 1].split(b"\n")[: self.limits.argument_chars]
+                reply.lines = [line[4:-1] if line.endswith(b"\r") else line[4:] for line in lines]
             self.replies.append(reply)
 
     def _read_reply_line(self, inbox: Inbox) -> None:
@@ -213,6 +221,8 @@ class Dialogue(BaseSession):
                         break
                     moved = True
                     continue
+                if given is self.awaited and self.state in (RESPONSE, BLOB) and not self.over():
+                    break  # the client's part of the exchange comes first
                 if reply.ack > given.begin or reply.ack < 0:
                     if self.split is not None:
                         if not plausible(given.verb, reply.code) and self.go_back(reply, self.split):
@@ -253,9 +263,11 @@ class Dialogue(BaseSession):
         answers the group's last commands: so many of the first were answered in the hole.
         """
         replies, waiting = self.replies, self.waiting
+        if first.ack > self.client.offset and self.state != WAITING and not self.over():
+            return False  # commands that the server had may still be unread
         group = len(waiting) if _together(waiting[-1], first) else sum(1 for given in waiting if _together(given, first))
-        if not group:
-            self._before_all(first)
+        if not group:  # it was given before the server had any of these: it answers a lost command
+            first.hole = False
             return True
         heard = self._heard_after(group)
         if (heard is None or heard > self.server.offset) and not self.over():
@@ -272,15 +284,6 @@ class Dialogue(BaseSession):
         for _ in range(wanted - count):
             self._lose_answer(waiting[0])
         return True
-
-    def _before_all(self, first: Reply) -> None:
-        """The reply was given before the server had any of the commands that wait: it answers a lost one."""
-        if self.waiting[0].begin < first.ack or first.ack < 0:
-            first.hole = self.waiting[0].hole = False
-        elif not self.unasked(first):
-            self.replies.popleft()
-            if self.replies and first.hole:
-                self.replies[0].hole = True
 
     def _expected(self, given: Given) -> int:
         """Replies that this calls for."""
@@ -340,13 +343,14 @@ class Dialogue(BaseSession):
                 pipelined, given.frame, None,
             )  # fmt: skip
         else:
-            most = self.limits.argument_chars
+            told = reply.told or reply.text(self.limits.argument_chars)
             begun, asked = reply.ts_first, given.ts_end
             latency = (begun - asked) / 1e9 if begun is not None and asked is not None else None
-            status = f"{reply.code:03}" if reply.code is not None else None
+            code = reply.code
+            status = None if code is None else str(code) if code > 99 else f"{code:03}"
             row = Command(
                 info.session_id, n, given.ts, reply.ts, latency, info.protocol, None, verb, given.argument, status,
-                reply.enhanced(most), reply.text(most), pipelined, given.frame, reply.frame,
+                reply.enhanced, told, pipelined, given.frame, reply.frame,
             )  # fmt: skip
         self.events.append(row)
 

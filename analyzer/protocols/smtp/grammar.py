@@ -32,7 +32,7 @@ REPLY = re.compile(rb"[2-5]\d\d(?:[ -][^\n]*)?\r?(?:\n|\Z)")
 _CODE = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?=[ :]|$)")
 _ROUTE = re.compile(rb"@[^:\[]*(?:\[[^\]]*\][^:\[]*)*:(?=.*@)")
 _BRACKETS = re.compile(rb'<((?:[^"<>\\]|\\.|"(?:[^"\\]|\\.)*")*)>', re.DOTALL)
-_PLAIN = re.compile(rb"<([!#-;=?A-\[\]-~]*)>")
+_USUAL = re.compile(rb"(?:FROM|TO):<([!#-;=?A-\[\]-~]*)>(?: (.*))?\Z", re.DOTALL)
 _CHUNK = re.compile(rb"[ \t]*(\d+)(?:[ \t]+(LAST))?[ \t]*\Z", re.IGNORECASE)
 _BLOB = re.compile(rb"[ \t]*(\d{1,9})(?:[ \t]+\d+)?[ \t]*\Z")
 _ADDR = re.compile(rb"(?:^|[ \t])ADDR=(?:IPV6:)?([0-9A-F.:]+)", re.IGNORECASE)
@@ -67,13 +67,16 @@ def path(argument: bytes, keyword: bytes) -> Path:
     Blanks after the colon, a missing colon and missing brackets are taken as servers take them.
     Raises Malformed when there is no path at all.
     """
+    usual = _USUAL.match(argument)
+    if usual and usual[1][:1] != b"@" and argument.startswith(keyword):
+        return Path(text(usual[1]), text(usual[2].strip()) or None if usual[2] else None)
     size = len(keyword)
     if argument[:size].upper() != keyword:
         raise Malformed(f"no {text(keyword)}:")
     rest = argument[size:].lstrip(b" \t")
     if rest[:1] == b":":
         rest = rest[1:].lstrip(b" \t")
-    found = _PLAIN.match(rest) or _BRACKETS.match(rest)
+    found = _BRACKETS.match(rest)
     if found:
         address, rest = found[1], rest[found.end() :]
     elif rest[:1] == b"<":  # an unclosed quote: up to the last bracket, if any
@@ -132,14 +135,13 @@ def enhanced_code(reply_text: str) -> str | None:
 def reply_text(lines: list[bytes], most: int) -> str:
     """A reply's text: its lines joined by a blank, an enhanced code told once."""
     if len(lines) == 1:
-        told = text(lines[0]) if len(lines[0]) <= 4 * most else text(lines[0][: 4 * most])
+        told = text(lines[0][: 4 * most]).strip()
     else:
-        code = enhanced_code(text(lines[0]))
-        parts = [text(line[: 4 * most]) for line in lines[: most + 1]]
+        code = _CODE.match(text(lines[0][:12]))
         if code:
-            parts[1:] = [part.removeprefix(code).lstrip() for part in parts[1:]]
-        told = " ".join(parts)
-    told = told.strip()
+            again = code[1].encode() + b" "
+            lines = [lines[0], *(line.removeprefix(again) for line in lines[1:])]
+        told = text(b" ".join(lines)[: 4 * most]).strip()
     return told if len(told) <= most else told[: most - 1] + "…"
 
 

@@ -1,6 +1,7 @@
 """What a server calls a message, out of its final reply: each mail server has its own words for it."""
 
 import re
+from functools import lru_cache
 
 from analyzer.protocols.base import text
 
@@ -52,6 +53,7 @@ _SOFTWARE = re.compile(
 """Mail servers as their greetings name them."""
 
 
+@lru_cache(maxsize=4096)
 def software(greeting: bytes) -> str | None:
     """The mail server that a greeting names, as written there."""
     found = _SOFTWARE.search(greeting)

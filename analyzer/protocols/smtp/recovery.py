@@ -10,7 +10,7 @@ from analyzer.limits import Limits
 from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.message import MessageReader
 from analyzer.protocols.smtp import grammar
-from analyzer.protocols.smtp.dialogue import Dialogue, Given
+from analyzer.protocols.smtp.dialogue import TLS_HANDSHAKE, Dialogue, Given
 from analyzer.protocols.smtp.transaction import Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     BLOB,
@@ -66,6 +66,14 @@ class Recovery(Dialogue):
     def conclude(self, transaction: Transaction, why: str, ts: int | None, frame: int | None) -> None:
         """The transaction is over: it is handed to mail/."""
         raise NotImplementedError
+
+    # TLS begins
+
+    def begin_tls(self) -> None:
+        """From here on both directions are TLS records."""
+        self.state = COMMANDS
+        self.holes.clear()
+        self.start_tls(self.client.ts_at(self.client.offset))
 
     # a message begins and ends
 
@@ -162,6 +170,8 @@ class Recovery(Dialogue):
         self.lossy = self.command_hole = self.headless = True
         self.heard_354 = False
         self.awaited = None
+        if self.transaction is not None:
+            self.transaction.holed = True
         self.state = LOST
         return True
 
@@ -181,6 +191,10 @@ class Recovery(Dialogue):
             self.unasked(self.replies.popleft())
         if self.heard_354:
             return self._receive_blind()
+        if inbox.buf[inbox.pos] == TLS_HANDSHAKE:  # STARTTLS was lost
+            self.info.starttls = "used"
+            self.begin_tls()
+            return True
         self.state = COMMANDS if grammar.LINE.match(inbox.buf, inbox.pos) else LOOKING
         return True
 

@@ -137,8 +137,8 @@ class Session(Recovery):
         if reply.kind == 2:
             info.client_name = (given.argument or "").partition(" ")[0] or None
             info.server_name = _domain(reply) or info.server_name
-            info.capabilities = [as_text(line.strip()).upper() for line in reply.lines[1:] if line.strip()]
-            if info.starttls is None and any(c.partition(" ")[0] == "STARTTLS" for c in info.capabilities):
+            info.capabilities = as_text(b"\n".join(reply.lines[1:])).upper().split("\n") if len(reply.lines) > 1 else []
+            if info.starttls is None and "STARTTLS" in info.capabilities:
                 info.starttls = "offered"
             if info.ts_greeted is None:
                 info.ts_greeted, info.frame_greeted = reply.ts, reply.frame
@@ -399,6 +399,9 @@ class Session(Recovery):
             if transaction.reader is None:
                 transaction.reader = MessageReader(self.limits, self.keep_raw)
                 transaction.data_begin = given.end
+            if transaction.holed:
+                transaction.reader.gap(-1)
+                transaction.holed = False
             if transaction.carried.ts_rcpt_done is None:
                 transaction.carried.ts_rcpt_done = given.ts
 
@@ -528,22 +531,23 @@ class Session(Recovery):
     def _read_tls(self) -> bool:
         """After STARTTLS was granted: TLS records, or clear text still when the tap decrypts (RFC 3207 4.2)."""
         inbox, reply = self.client, self._tls_reply
-        if inbox.available:
-            first = inbox.buf[inbox.pos]
-            if first != 0x16 and not first & 0x80:
-                return self._clear_after_tls(reply)
-        elif not inbox.has_gap and not (self.server.available or self.server.has_gap):
+        first = inbox.buf[inbox.pos : inbox.pos + 1] or inbox.beyond_gap()[:1]
+        if inbox.available and not _tls(first):
+            return self._clear_after_tls(reply)
+        clear = reply is not None and any(later.begin >= reply.end for later in self.replies)
+        if not first and not clear and not self.server.available:
             return False
         self._tls_reply = None
-        self.state = COMMANDS
-        self.holes.clear()
-        self.start_tls(inbox.ts_at(inbox.offset))
+        if inbox.available or not clear:
+            self.begin_tls()
+        else:
+            self.state = LOST
+            self._in_clear(inbox.ts_at(inbox.offset))
         return True
 
     def _clear_after_tls(self, reply: Reply | None) -> bool:
-        inbox, info = self.client, self.info
-        begin = inbox.offset
-        ts, frame, ack = inbox.segment_at(begin)
+        inbox = self.client
+        ts, frame, ack = inbox.segment_at(inbox.offset)
         if reply is not None and (ack <= reply.begin if ack >= 0 else (ts or 0) < (reply.ts_first or 0)):
             line = inbox.line()  # it was sent before the server could grant anything (CVE-2011-0411)
             if line is None:
@@ -554,10 +558,15 @@ class Session(Recovery):
             what = verb if verb in grammar.VERBS else "octets"
             self.weird("starttls_injection", f"{what} in clear behind STARTTLS, {len(line)} octets", ts, frame)
             return True
-        info.tls, info.visibility, info.ts_tls_done = "starttls", "decrypted", ts
         self._tls_reply = None
         self.state = COMMANDS
+        self._in_clear(ts)
         return True
+
+    def _in_clear(self, ts: int | None) -> None:
+        """The tap shows in clear what went over the wire inside TLS."""
+        info = self.info
+        info.tls, info.visibility, info.ts_tls_done = "starttls", "decrypted", ts
 
     def _read_nothing(self) -> bool:
         for inbox in (self.client, self.server):
@@ -589,6 +598,11 @@ class Session(Recovery):
         elif transaction.refusal is None:
             transaction.refusal = farewell
         self.conclude(transaction, reason, ts, self.info.connection.last_frame or None)
+
+
+def _tls(octets: bytes) -> bool:
+    """A TLS record begins here, or an SSLv2 hello (RFC 8446 5.1, RFC 5246 E.2)."""
+    return bool(octets) and (octets[0] in range(20, 25) or octets[0] & 0x80 != 0)
 
 
 def _domain(reply: Reply) -> str | None:

@@ -20,7 +20,7 @@ REFUSED = {4: "deferred", 5: "rejected"}
 class Reply:
     """One reply of the server (RFC 5321 4.2)."""
 
-    __slots__ = ("_enhanced", "_told", "ack", "begin", "code", "end", "frame", "hole", "kind", "lines", "ts", "ts_first")
+    __slots__ = ("ack", "begin", "code", "end", "enhanced", "frame", "hole", "kind", "lines", "told", "ts", "ts_first")
 
     def __init__(self, begin: int, ts_first: int | None, ack: int, hole: bool) -> None:
         self.code: int | None = None
@@ -38,8 +38,10 @@ class Reply:
         self.ts_first = self.ts = ts_first
         """Time of its first and of its last octet."""
         self.frame: int | None = None
-        self._told: str | None = None
-        self._enhanced: str | None = None
+        self.told: str | None = None
+        """Its text, once `text` was asked for."""
+        self.enhanced: str | None = None
+        """Its enhanced status code, known with the text."""
 
     def coded(self, code: int) -> None:
         """It has this reply code (the last line's, should they differ)."""
@@ -47,15 +49,10 @@ class Reply:
 
     def text(self, most: int) -> str:
         """Its text, at most so many characters."""
-        if self._told is None:
-            self._told = grammar.reply_text(self.lines, most)
-            self._enhanced = grammar.enhanced_code(self._told)
-        return self._told
-
-    def enhanced(self, most: int) -> str | None:
-        """Its enhanced status code."""
-        self.text(most)
-        return self._enhanced
+        if self.told is None:
+            self.told = grammar.reply_text(self.lines, most)
+            self.enhanced = grammar.enhanced_code(self.told)
+        return self.told
 
 
 class Transaction:
@@ -68,6 +65,7 @@ class Transaction:
         "data_begin",
         "data_done",
         "finals",
+        "holed",
         "last",
         "mail",
         "most",
@@ -99,6 +97,8 @@ class Transaction:
         """The end of the message was seen."""
         self.unseen = False
         """A reply to MAIL, RCPT or DATA was not seen."""
+        self.holed = False
+        """Commands of it may be lost, chunks among them."""
         self.outer: Transaction | None = None
         """The transaction that was open when this MAIL was given."""
         self.suspect = False
@@ -110,7 +110,7 @@ class Transaction:
     def answer_rcpt(self, recipient: Recipient, reply: Reply) -> None:
         """Take the reply to RCPT."""
         recipient.code, recipient.reply_text = reply.code, reply.text(self.most)
-        recipient.enhanced_code = reply.enhanced(self.most)
+        recipient.enhanced_code = reply.enhanced
         kind = reply.kind
         if kind == 2:
             recipient.accepted_by_rcpt = True
@@ -146,7 +146,7 @@ class Transaction:
 
     def _decided_by(self, reply: Reply) -> None:
         carried = self.carried
-        carried.code, carried.reply_text, carried.enhanced_code = reply.code, reply.text(self.most), reply.enhanced(self.most)
+        carried.code, carried.reply_text, carried.enhanced_code = reply.code, reply.text(self.most), reply.enhanced
 
     def _refused_by(self, reply: Reply, recipients: list[Recipient]) -> None:
         carried = self.carried
@@ -158,7 +158,7 @@ class Transaction:
     def _settle(self, recipients: list[Recipient], reply: Reply) -> None:
         """The final word on recipients that RCPT did not refuse."""
         outcome = "accepted" if reply.kind == 2 else REFUSED.get(reply.kind, "unknown")
-        code, told, enhanced = reply.code, reply.text(self.most), reply.enhanced(self.most)
+        code, told, enhanced = reply.code, reply.text(self.most), reply.enhanced
         for each in recipients:
             if each.accepted_by_rcpt is not False:
                 each.outcome, each.code, each.enhanced_code, each.reply_text = outcome, code, enhanced, told

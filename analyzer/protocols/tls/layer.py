@@ -1,6 +1,8 @@
 """The TLS layer of a session: records in, plaintext out where there is any."""
 
 import re
+from bisect import bisect_right
+from collections import deque
 from copy import copy
 
 from analyzer.limits import Limits
@@ -38,6 +40,8 @@ _UNKNOWN = 2048
 """Octets that an unknown loss is taken for when lost records are counted."""
 _UNOPENED = 64
 """Records in a row that cannot be opened: then the secrets are taken for wrong."""
+_ENDS = 8192
+"""Ends of records remembered for each direction."""
 _EARLY = 32
 """Records of early data that are looked at one by one."""
 _ALERTS = {
@@ -66,8 +70,10 @@ _ALERTS = {
 }
 
 
-_Piece = tuple[bytes, int, tuple[int, int], tuple[int, int]]
-"""Plaintext of a record: octets, gap before, time and frame of the record's first and of its last octet."""
+_At = tuple[int | None, int | None, int]
+"""Time, frame and acknowledgement of a segment."""
+_Piece = tuple[bytes, int, _At, _At]
+"""Plaintext of a record: octets, gap before, segments of the record's first and of its last octet."""
 
 
 class _Half:
@@ -103,14 +109,22 @@ class _Half:
         """Records are encrypted from here on."""
         self.application: list[int] = []
         """Times of its first records of application data."""
-        self.offset: int | None = None
-        """Plaintext stream offset of the next octet."""
+        self.begun: int | None = None
+        """Stream offset at which it was handed to this layer: its plaintext is counted from there."""
+        self.offset = 0
+        """Plaintext stream offset of the next octet to hand up."""
         self.plain_gap = 0
         """Gap before the next octet of plaintext: -1 where records were lost."""
         self.spoke = False
         """Some of its plaintext was read."""
-        self.pieces: list[_Piece] = []
+        self.pieces: deque[_Piece] = deque()
         """Plaintext not handed up yet."""
+        self.held = 0
+        """Its octets."""
+        self.received = 0
+        """Ciphertext stream offset up to which everything has come or is known to be lost."""
+        self.ends: tuple[list[int], list[int]] = ([], [])
+        """Where records ended that were opened: offsets in the ciphertext's stream, and in the plaintext's."""
 
 
 class Layer:
@@ -143,8 +157,9 @@ class Layer:
         mine.orig = chunk.orig
         if self.mode == "text":
             return [chunk]
-        if mine.offset is None:
-            mine.offset = chunk.offset
+        if mine.begun is None:
+            mine.begun = mine.offset = chunk.offset
+        mine.received = chunk.offset + len(chunk.data)
         if mine.started:
             if not mine.blind:
                 mine.inbox.append(chunk)
@@ -156,8 +171,8 @@ class Layer:
             return self._passed_on(mine, other, session)
         if self.mode == "tls":
             self._pump(session, False)
-            self._hand_over(other, session)
-        return self._plain(mine)
+            self._hand_over(other, session, False)
+        return self._plain(mine, False)
 
     def finish(self, session: Session) -> None:
         """The connection is over: what could not be told apart so far is now."""
@@ -173,7 +188,7 @@ class Layer:
             half.inbox.ended = True
         self._pump(session, True)
         for half in self._halves:
-            self._hand_over(half, session)
+            self._hand_over(half, session, True)
         if self._certificate is not None:
             self._name = certificate_name(self._certificate, self.info.sni)
             self._certificate = None
@@ -203,7 +218,7 @@ class Layer:
             half.inbox.append(chunk)
         half.early = []
         if kind == "text":
-            half.seeking = half.offset
+            half.seeking = half.begun
 
     def _sought(self, half: _Half, session: Session, last: bool) -> bool:
         """Read over plaintext that came too early (CVE-2011-0411); whether the first record was found behind it."""
@@ -346,8 +361,8 @@ class Layer:
         kind: int,
         version: int,
         fragment: bytes,
-        first: tuple[int | None, int | None, int],
-        last: tuple[int | None, int | None, int],
+        first: _At,
+        last: _At,
         session: Session,
     ) -> None:
         assert half.opener is not None
@@ -367,8 +382,14 @@ class Layer:
         elif inner == APPLICATION_DATA and content:
             self.info.visibility = "decrypted"
             half.spoke = True
-            half.pieces.append((content, half.plain_gap, (first[0] or 0, first[1] or 0), (last[0] or 0, last[1] or 0)))
+            half.pieces.append((content, half.plain_gap, first, last))
+            half.held += len(content)
             half.plain_gap = 0
+            begin = half.ends[1][-1] if half.ends[1] else half.begun or 0
+            half.ends[0].append(half.inbox.offset)
+            half.ends[1].append(begin + len(content))
+            if len(half.ends[0]) > _ENDS:
+                del half.ends[0][: _ENDS // 2], half.ends[1][: _ENDS // 2]
 
     # handshake
 
@@ -414,7 +435,7 @@ class Layer:
         elif kind == KEY_UPDATE and half.opener is not None:
             half.opener.updated()
 
-    def _alert(self, half: _Half, fragment: bytes, at: tuple[int | None, int | None, int], session: Session) -> None:
+    def _alert(self, half: _Half, fragment: bytes, at: _At, session: Session) -> None:
         if len(fragment) == 2 and fragment[0] == 2:
             side = "client" if half.client else "server"
             name = _ALERTS.get(fragment[1], str(fragment[1]))
@@ -436,41 +457,61 @@ class Layer:
     def _inbox(self, half: _Half, session: Session) -> Inbox:
         return session.client if half.client else session.server
 
-    def _hand_over(self, half: _Half, session: Session) -> None:
-        for chunk in self._plain(half):
+    def _hand_over(self, half: _Half, session: Session, last: bool) -> None:
+        for chunk in self._plain(half, last):
             self._inbox(half, session).append(chunk)
 
-    def _plain(self, half: _Half) -> list[Chunk]:
-        """The plaintext of a direction that has not been handed up, a chunk for each run without a gap."""
+    def _plain(self, half: _Half, last: bool) -> list[Chunk]:
+        """The plaintext of a direction that can be handed up, a chunk for each run without a gap.
+
+        It waits for what its segments acknowledge of the other direction: then the plaintext of that is known, and
+        the acknowledgement can be told in plaintext offsets.
+        """
+        other = self._halves[half.client]
         chunks: list[Chunk] = []
         run: list[_Piece] = []
-        for piece in half.pieces:
+        last = last or other.blind or half.held > self.limits.tls_waiting_bytes
+        while half.pieces and (last or max(half.pieces[0][2][2], half.pieces[0][3][2]) <= other.received):
+            piece = half.pieces.popleft()
+            half.held -= len(piece[0])
             if piece[1] and run:
-                chunks.append(self._chunk(half, run))
+                chunks.append(self._chunk(half, other, run))
                 run = []
             run.append(piece)
         if run:
-            chunks.append(self._chunk(half, run))
-        half.pieces = []
+            chunks.append(self._chunk(half, other, run))
         return chunks
 
-    def _chunk(self, half: _Half, run: list[_Piece]) -> Chunk:
-        begin = half.offset or 0
+    def _chunk(self, half: _Half, other: _Half, run: list[_Piece]) -> Chunk:
+        begin = offset = half.offset
         starts: list[int] = []
-        times: list[int] = []
-        frames: list[int] = []
-        offset = begin
+        segments: list[_At] = []
         for data, _, first, last in run:
             starts.append(offset)
-            times.append(first[0])
-            frames.append(first[1])
+            segments.append(first)
             if last != first and len(data) > 1:  # the record came in several segments
                 starts.append(offset + len(data) - 1)
-                times.append(last[0])
-                frames.append(last[1])
+                segments.append(last)
             offset += len(data)
         half.offset = offset
-        return Chunk(half.orig, run[0][1], begin, b"".join(piece[0] for piece in run), starts, times, frames, [-1] * len(starts))
+        return Chunk(
+            half.orig,
+            run[0][1],
+            begin,
+            b"".join(piece[0] for piece in run),
+            starts,
+            [at[0] or 0 for at in segments],
+            [at[1] or 0 for at in segments],
+            [_in_plaintext(other, at[2]) for at in segments],
+        )
+
+
+def _in_plaintext(half: _Half, offset: int) -> int:
+    """Plaintext stream offset of what ends at or before a ciphertext stream offset; -1 when that is not known."""
+    if offset < 0 or half.begun is None:
+        return -1
+    at = bisect_right(half.ends[0], offset)
+    return half.ends[1][at - 1] if at else half.begun
 
 
 def _u16(buf: bytes, pos: int) -> int:
