@@ -12,11 +12,22 @@ if TYPE_CHECKING:
     from analyzer.analysis import Analysis, analyze
 
 __version__ = "0.1.0"
-__all__ = ["Analysis", "CaptureError", "KeyLogError", "Limits", "MailhopError", "MessageNotFound", "__version__", "analyze"]
+__all__ = [
+    "Analysis",
+    "CaptureError",
+    "KeyLogError",
+    "Limits",
+    "MailhopError",
+    "MessageNotFound",
+    "__version__",
+    "analyze",
+    "capture",
+]
 
 _HOME = {
     "analyze": "analyzer.analysis",
     "Analysis": "analyzer.analysis",
+    "capture": "analyzer.live",
     "Limits": "analyzer.limits",
     "MailhopError": "analyzer.errors",
     "CaptureError": "analyzer.errors",

@@ -13,6 +13,7 @@ from analyzer.pipeline import Input, Result, run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analyzer.views.rolemap import RoleMap
     from analyzer.views.trace import Trace
 
 
@@ -115,6 +116,24 @@ class Analysis:
         from analyzer.views.overview import overview
 
         return overview(self._result.tables, self._result.sources)
+
+    def _repr_html_(self) -> str:
+        from analyzer.views.notebook import analysis_html
+
+        return analysis_html(self._result.tables, self._result.sources)
+
+    @cached_property
+    def role_map(self) -> RoleMap:
+        """Who talks to whom: hosts by role and the messages between them.  Shows itself in Jupyter."""
+        from analyzer.views.rolemap import RoleMap
+
+        return RoleMap(self._result.tables)
+
+    def report(self, path: str | PathLike[str]) -> None:
+        """Write one self-contained HTML file: searchable messages, a waterfall and a ladder for each."""
+        from analyzer.views.report import write
+
+        write(path, self._result.tables, self._result.sources)
 
 
 def analyze(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyzer import cli_live
 from analyzer.errors import MailhopError
 
 if TYPE_CHECKING:
@@ -38,6 +39,16 @@ PATIENCE = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
+    was = gc.isenabled()
+    gc.disable()  # rows hold no cycles and live to the end: collections would only walk them again and again
+    try:
+        return _main(arguments)
+    finally:
+        if was:
+            gc.enable()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         status = cli.main(None if arguments is None else list(arguments), prog_name="mailhop", standalone_mode=False)
         sys.stdout.flush()
@@ -199,9 +210,7 @@ def _run(captures: Sequence[str], more: Sequence[str], keylogs: Sequence[str], q
     from analyzer.pipeline import run
 
     with _progress(quiet) as report:
-        result = run(inputs, keylogs=keylogs, progress=report)
-    gc.freeze()  # the tables live to the end of the process: no collection need look at them
-    return result
+        return run(inputs, keylogs=keylogs, progress=report)
 
 
 def _warn(result: "Result") -> None:
@@ -452,6 +461,10 @@ def _chosen(tables: "Tables", quiet: bool, **selectors: str | None) -> Any:
         others = ", ".join(row.trace_id[:8] for row in rows[1:6])
         _complain(f"{more} messages answer; this is the first. Others: --trace-id {others}{', ...' if len(rows) > 6 else ''}")
     return gather(tables, rows[0])
+
+
+for verb in cli_live.VERBS:
+    cli.add_command(verb)
 
 
 @cli.command(short_help="Explain tables and columns.")

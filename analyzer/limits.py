@@ -72,6 +72,8 @@ class Limits:
     """Connections that are waited with after their end: the oldest are closed."""
     window_bytes: int = 64 << 20
     """How far from the expected sequence number a segment is believed: beyond, `out_of_window`."""
+    unacked_bytes: int = 64 << 10
+    """Octets per direction that are kept until they are acknowledged, as a better copy may come: older ones are final."""
     history_bytes: int = 16 << 10
     """Octets handed up that are kept per direction to compare retransmissions with; older copies are not compared."""
     history_total: int = 64 << 20
@@ -158,7 +160,7 @@ class Limits:
     # live
     live_kernel_bytes: int = 64 << 20
     """Octets of packets that the kernel keeps for a live capture: beyond, it drops packets, `capture_drops`."""
-    live_batch_bytes: int = 4 << 20
+    live_batch_bytes: int = 8 << 20
     """Octets captured live that are decoded at a time; less where less has come."""
     live_backlog_bytes: int = 128 << 20
     """Octets captured but not yet analyzed: further batches are only written to the capture file, `analysis_shed`."""
@@ -175,7 +177,7 @@ class Limits:
     """Age at which a DNS row is written and forgotten unless an open message uses it."""
     live_hosts: int = 50_000
     """Hosts of finished messages remembered for the hosts table: further ones have no row, `hosts_dropped`."""
-    live_share: float = 0.2
+    live_share: float = 0.1
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""
     live_every: float = 1.0
     """Seconds between two tellings at least."""

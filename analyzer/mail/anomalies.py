@@ -10,5 +10,5 @@ NAMES: dict[str, str] = {
     "clock_offset": "Two captures that show the same crossings disagree about the time; their times were left as they are.",
     "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",
     "received_time_odd": "A Received field's time is far from the time at which the hand-over was captured.",
-    "traces_finished_early": "More messages were open in a live capture than the limit; the longest silent were finished as they were.",
+    "traces_finished_early": "More messages were open in a live capture than the limit; the longest silent were finished.",
 }

@@ -29,7 +29,10 @@ class Book:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._entries = 0
-        self._seen: dict[tuple[str, str], list[str]] = {}
+        self._sections: list[list[str]] = []
+        self._last: dict[tuple[str, str], int] = {}
+        """Question -> its last section."""
+        self._known: dict[tuple[str, ...], int] = {}
         self.addresses: dict[str, set[str]] = {}
         self.exchangers: dict[str, dict[str, int]] = {}
         """Domain -> exchanger -> preference."""
@@ -42,20 +45,31 @@ class Book:
         self._spf: dict[str, str] = {}
         self.full = False
 
-    def learn(self, qname: str, qtype: str, answers: list[str]) -> None:
-        """Take one answer section (`owner TYPE rdata` each)."""
+    def learn(self, qname: str, qtype: str, answers: list[str]) -> int:
+        """Take one answer section (`owner TYPE rdata` each); returns its number, -1 when the book is full."""
         key = (qname, qtype)
-        if self._seen.get(key) == answers:
-            return
-        if self._entries >= self._limits.book_entries:
-            self.full = True
-            return
-        self._seen[key] = answers
-        self._entries += len(answers)
-        for answer in answers:
-            owner, _, rest = answer.partition(" ")
-            rtype, _, rdata = rest.partition(" ")
-            self._record(fold(owner), rtype, rdata)
+        last = self._last.get(key)
+        if last is not None and self._sections[last] == answers:
+            return last
+        section = tuple(answers)
+        known = self._known.get(section)
+        if known is None:
+            if self._entries >= self._limits.book_entries:
+                self.full = True
+                return -1
+            known = self._known[section] = len(self._sections)
+            self._sections.append(answers)
+            self._entries += len(answers)
+            for answer in answers:
+                owner, _, rest = answer.partition(" ")
+                rtype, _, rdata = rest.partition(" ")
+                self._record(fold(owner), rtype, rdata)
+        self._last[key] = known
+        return known
+
+    def section(self, number: int) -> list[str]:
+        """An answer section by its number."""
+        return self._sections[number]
 
     def _record(self, owner: str, rtype: str, rdata: str) -> None:
         if rtype in ("A", "AAAA"):
@@ -66,21 +80,18 @@ class Book:
         elif rtype == "MX":
             preference, _, target = rdata.partition(" ")
             if preference.isdigit():
-                self.exchangers.setdefault(owner, {})[fold(target)] = int(preference)
+                targets = self.exchangers.setdefault(owner, {})
+                targets[fold(target)] = min(int(preference), targets.get(fold(target), 1 << 16))
         elif rtype == "CNAME":
             target = fold(rdata)
-            self._aliases[owner] = target
+            self._aliases[owner] = min(target, self._aliases.get(owner, target))
             self._aliased.setdefault(target, set()).add(owner)
         elif rtype == "PTR":
             ip = unreverse(owner)
             if ip is not None:
                 self._pointers.setdefault(ip, set()).add(fold(rdata))
         elif rtype in ("TXT", "SPF") and "v=spf1" in rdata[:32].lower():
-            self._spf[owner] = rdata
-
-    def answers(self, qname: str, qtype: str) -> list[str] | None:
-        """The last answer section learnt for a question."""
-        return self._seen.get((qname, qtype))
+            self._spf[owner] = min(rdata, self._spf.get(owner, rdata))
 
     def chain(self, name: str) -> list[str]:
         """The name and what it is an alias of."""

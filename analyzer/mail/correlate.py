@@ -32,6 +32,7 @@ SCORES = {key: score for key, score, _ in LADDER}
 
 _LOOK_BACK = 32
 """Candidates of one key looked at, nearest in time first."""
+_LOOK_AHEAD = 8
 _SLACK = 2_000_000_000
 """Nanoseconds by which a later hop may seem to begin before the earlier one ended (clocks of two taps, pipelined relays)."""
 _FALLBACK_WITHIN = 600_000_000_000
@@ -127,10 +128,10 @@ class Correlator:
             while trail is not None and trail not in seen:
                 seen.add(trail)
                 if trail.field.id is not None:
-                    for other in nearest(accepted.get(plain_id(trail.field.id)), s.ts + _SLACK):
-                        if other is not s and self._queued_as(other, s, trail):
-                            self.forest.join(other.order, s.order)
-                            break
+                    candidates = nearest(accepted.get(plain_id(trail.field.id)), s.ts, _SLACK)
+                    fits = [other for other in candidates if other is not s and self._queued_as(other, s, trail)]
+                    if fits:  # queue ids come round again: the likeliest of several, then the latest
+                        self.forest.join(max(fits, key=lambda other: _likeness(other, s)).order, s.order)
                 trail = trail.below
 
     def _queued_as(self, other: Sighting, s: Sighting, trail: Trail) -> bool:
@@ -155,7 +156,7 @@ class Correlator:
                     if self._common_past(other, s, trail):
                         self.forest.join(other.order, s.order)
                 elif trail.below is not None:
-                    for before in nearest(handed.get(trail.below), s.ts + _SLACK):
+                    for before in nearest(handed.get(trail.below), s.ts, _SLACK):
                         if before is not s and wrote(before, trail.field) >= 3:
                             self.forest.join(before.order, s.order)
                             break
@@ -277,6 +278,12 @@ def _took(sent: Sighting, s: Sighting) -> bool:
 Envelope = tuple[int, str | None, str]
 
 
+def _likeness(a: Sighting, b: Sighting) -> tuple[bool, bool, bool, int]:
+    same_id = a.message_id is not None and a.message_id == b.message_id
+    same_body = a.body_digest is not None and a.body_digest == b.body_digest
+    return (same_id, same_body, a.ts <= b.ts, a.order)
+
+
 class Envelopes:
     """Who took in and sent on what envelope: (machine, reverse-path, a recipient) -> transmissions in time order."""
 
@@ -337,13 +344,17 @@ def _ts(s: Sighting) -> int:
     return s.ts
 
 
-def nearest(found: list[Sighting] | None, ts: int) -> Iterator[Sighting]:
-    """The latest ones that began before `ts`, latest first, a bounded number."""
+def nearest(found: list[Sighting] | None, ts: int, slack: int = 0) -> Iterator[Sighting]:
+    """The latest that began before `ts`, latest first, then the first within `slack` after it; a bounded number."""
     if not found:
         return
     at = bisect_right(found, ts, key=_ts)
     for i in range(at - 1, max(at - 1 - _LOOK_BACK, -1), -1):
         yield found[i]
+    for other in found[at : at + _LOOK_AHEAD]:
+        if other.ts > ts + slack:
+            break
+        yield other
 
 
 def agreement(a: Sighting, b: Sighting, by_queue_id: bool, by_chain: bool) -> tuple[list[str], float, list[str]]:

@@ -368,8 +368,7 @@ class Builder:
         for leg in self.legs:
             s = leg.sighting
             if leg.parent is None and leg.carried and s is not None and not (s.has_content and s.header_complete):
-                others = by_client.get(id(leg.client), ())
-                for other in others[:_LOOK_BACK] if isinstance(others, list) else ():
+                for other in by_client.get(id(leg.client), [])[:_LOOK_BACK]:
                     if other is not leg and other.parent is not None and other.parent.ts <= leg.ts:
                         leg.parent = other.parent
                         break

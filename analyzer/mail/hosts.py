@@ -27,7 +27,8 @@ class Machine:
     def __init__(self, ip: str) -> None:
         self.ips = [ip]
         self.names: set[str] = set()
-        self.software: str | None = None
+        self.software: tuple[int, str] | None = None
+        """What it first named, with the time."""
         self.ts_first: int | None = None
         self.ts_last: int | None = None
         self.sessions = 0
@@ -54,7 +55,7 @@ class Machine:
         """`other` is the same machine."""
         self.ips += other.ips
         self.names |= other.names
-        self.software = self.software or other.software
+        self.software = min((s for s in (self.software, other.software) if s is not None), default=None)
         self.seen(other.ts_first, other.ts_last)
         self.sessions += other.sessions
         self.messages += other.messages
@@ -68,6 +69,8 @@ class Hosts:
         self._limits = limits
         self._by_ip: dict[str, Machine] = {}
         self._by_name: dict[str, Machine | None] = {}
+        self._machines: list[Machine] = []
+        self._listed = -1
         self.dropped = 0
         """Session ends without a row because there are more than `limits.hosts`."""
 
@@ -99,13 +102,14 @@ class Hosts:
             _name(server, info.server_name)
         if info.sni:
             _name(server, info.sni)
-        if info.server_software and server.software is None:
-            server.software = info.server_software
+        if info.server_software:
+            named = (first, info.server_software)
+            server.software = min(named, server.software or named)
 
     def settle(self, book: Book) -> None:
         """All sessions and answers are in: find which addresses are one machine, and what they are called."""
         for ip in sorted(self._by_ip):
-            self._by_ip[ip].names.update(book.names_of(ip))
+            self._by_ip[ip].names.update(sorted(book.names_of(ip))[:_MAX_NAMES])
         families: dict[str, tuple[list[str], list[str]]] = {}
         for ip in sorted(self._by_ip):
             for name in self._by_ip[ip].names:
@@ -124,6 +128,7 @@ class Hosts:
             return
         mine.take(theirs)
         self._by_ip[other] = mine
+        self._listed = -1
 
     def named(self, name: str | None) -> Machine | None:
         """The one machine known under a name; None when there is none or several."""
@@ -131,14 +136,17 @@ class Hosts:
 
     def machines(self) -> list[Machine]:
         """Each machine once, by its first address."""
-        return list({id(self._by_ip[ip]): self._by_ip[ip] for ip in sorted(self._by_ip)}.values())
+        if len(self._by_ip) != self._listed:
+            self._machines = list({id(machine): machine for _, machine in sorted(self._by_ip.items())}.values())
+            self._listed = len(self._by_ip)
+        return self._machines
 
     def rows(self) -> Iterable[Host]:
         """The rows of `hosts`: machines that had part in mail, and the name servers that answered for it."""
         for machine in self.machines():
             roles = {role for role, _ in machine.evidence}
-            if not machine.sessions and not machine.messages and not roles:
-                continue
+            if not machine.sessions and not machine.messages and roles.isdisjoint(("resolver", "authoritative")):
+                continue  # named by trace fields or asked about, but never seen
             ips = sorted(machine.ips, key=lambda ip: (":" in ip, ip))
             evidence = [
                 {"role": role, "rule": rule, "count": count}
@@ -150,7 +158,7 @@ class Hosts:
                 sorted(machine.names),
                 [role for role in ROLES if role in roles],
                 evidence,
-                machine.software,
+                machine.software[1] if machine.software is not None else None,
                 machine.ts_first,
                 machine.ts_last,
                 machine.sessions,
@@ -164,5 +172,8 @@ _MAX_NAMES = 64
 
 def _name(machine: Machine, name: str) -> None:
     folded = fold(name)
-    if "." in folded and len(machine.names) < _MAX_NAMES and canonical_ip(folded.strip("[]").removeprefix("ipv6:")) is None:
-        machine.names.add(folded)
+    if folded in machine.names or "." not in folded or canonical_ip(folded.strip("[]").removeprefix("ipv6:")) is not None:
+        return
+    machine.names.add(folded)
+    if len(machine.names) > _MAX_NAMES:
+        machine.names.remove(max(machine.names))

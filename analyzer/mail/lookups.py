@@ -98,6 +98,7 @@ class Lookups:
         self._reply_frame = array("q")
         self._id = array("l")
         self._client = array("q")
+        self._said = array("l")
         self._server = array("l")
         self._name = array("l")
         self._kind = array("l")
@@ -128,8 +129,7 @@ class Lookups:
             return
         qname = t.qname
         self._serves(t)
-        if t.answers:
-            self.book.learn(qname, t.qtype, t.answers)
+        said = self.book.learn(qname, t.qtype, t.answers) if t.answers else -1
         if len(self.ts) >= self._limits.lookups:
             self.dropped += 1
             return
@@ -139,6 +139,7 @@ class Lookups:
         self._reply_frame.append(t.reply_frame if t.reply_frame is not None else -1)
         self._id.append(t.dns_id if t.dns_id is not None else -1)
         self._client.append(hash(t.client_ip))
+        self._said.append(said)
         names = self._names
         code = names.get(qname)
         if code is None:
@@ -150,20 +151,19 @@ class Lookups:
         self._origin.append(_code(self._sources, self._source_words, t.source))
 
     def _serves(self, t: Transaction) -> None:
+        first = t.ts if t.ts is not None else t.ts_reply or 0
+        last = t.ts_reply if t.ts_reply is not None else first
         facts = self.asked.get(t.server_ip)
         if facts is None:
             if len(self.asked) >= self._limits.hosts:
                 return
-            at = t.ts if t.ts is not None else t.ts_reply or 0
-            facts = self.asked[t.server_ip] = [0, 0, 0, 0, at, at]
+            facts = self.asked[t.server_ip] = [0, 0, 0, 0, first, last]
         facts[3] += 1
         if t.answered:
             facts[0] += bool(t.ra)
             facts[1] += bool(t.aa)
         facts[2] += t.rd is False
-        last = t.ts_reply if t.ts_reply is not None else t.ts
-        if last is not None:
-            facts[4], facts[5] = min(facts[4], last), max(facts[5], last)
+        facts[4], facts[5] = min(facts[4], first), max(facts[5], last)
 
     def qname(self, row: int) -> str:
         """Name asked for, absolute."""
@@ -191,8 +191,8 @@ class Lookups:
         return frame if frame >= 0 else None
 
     def answers(self, row: int) -> list[str] | None:
-        """An answer section seen for this question."""
-        return self.book.answers(self.qname(row), self.qtype(row))
+        """The answer section, as long as the book had room."""
+        return self.book.section(self._said[row]) if self._said[row] >= 0 else None
 
     def owners_of(self, ip: str) -> list[str]:
         """Names that lead to an address, once all answers are in."""
@@ -205,7 +205,7 @@ class Lookups:
         """What a machine asked for as a client: folded name -> rows by time."""
         return self._rows_of.get(id(machine), {})
 
-    def settle(self, hosts: Hosts, machines: Iterable[Machine]) -> None:
+    def settle(self, machines: Iterable[Machine]) -> None:
         """All rows are in: sort out those of the machines that had part in mail."""
         self._owners = {}
         wanted = {hash(ip): machine for machine in machines for ip in machine.ips}
@@ -420,6 +420,8 @@ class Lookups:
 
     def find(self, t: Transaction) -> Leg | None:
         """The hop that a row of the table served."""
+        if not self.bound:
+            return None
         if self._by_key is None:
             self._by_key = {
                 (self.frame[r], self._id[r], " ".join((self.qname(r), self.qtype(r), self.source(r)))): r for r in self.bound

@@ -36,6 +36,8 @@ class Mailboxes:
 
     def tell(self, traces: list[Trace], events: list[MailboxEvent]) -> list[MailboxStep]:
         """The events whose message is known, in time order."""
+        if not events:
+            return []
         for trace in traces:
             if trace.message_id is not None:
                 self._by_message_id.setdefault(trace.message_id, []).append(trace)
@@ -43,10 +45,8 @@ class Mailboxes:
                 s = leg.sighting
                 if s is not None and s.kind != "transaction":
                     self._found(s, trace)
-                elif s is not None and leg.accepted and events:
+                elif s is not None and leg.accepted:
                     self._delivered.setdefault(id(leg.server), []).append((leg.end, trace, leg))
-        if not events:
-            return []
         for deliveries in self._delivered.values():
             deliveries.sort(key=_when)
         for event in events:

@@ -11,6 +11,7 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from statistics import median_low
 from typing import Any, Generic, TypeVar
 
@@ -37,7 +38,11 @@ _PATIENCE = 120_000_000_000
 """A failed connection and the hop it was a try of are no further apart."""
 _EARLY = 200_000_000
 _LOOK_BACK = 16
+_MAILBOX_PORTS = (110, 143, 993, 995)
+"""Connections there are made for no message."""
 
+_TRACE = Transaction._fields.index("trace_id")
+"""Where the four columns that this room fills begin: trace_id, hop, client_role, server_role."""
 Row = TypeVar("Row")
 
 
@@ -72,12 +77,11 @@ class Told:
     def dns(self, t: Transaction) -> Transaction:
         """The row of a lookup with what it was for."""
         leg = self.lookups.find(t)
-        return t._replace(
-            trace_id=leg.trace.id if leg is not None and leg.trace is not None else None,
-            hop=leg.number if leg is not None else None,
-            client_role=self.client_roles.get(t.client_ip),
-            server_role=self.server_roles.get(t.server_ip),
-        )
+        trace_id = hop = None
+        if leg is not None and leg.trace is not None:
+            trace_id, hop = leg.trace.id, leg.number
+        roles_ = (self.client_roles.get(t.client_ip), self.server_roles.get(t.server_ip))
+        return Transaction._make((*t[:_TRACE], trace_id, hop, *roles_, *t[_TRACE + 4 :]))
 
     def anomaly(self, row: Anomaly) -> Anomaly:
         """The row of an anomaly with its message, when its session carried just one."""
@@ -166,8 +170,8 @@ class _Telling:
             dropped["lookups_dropped"] = self.lookups.dropped
         if self.hosts.dropped:
             dropped["hosts_dropped"] = self.hosts.dropped
-        for name, count in dropped.items():
-            self.anomalies.append(Anomaly(None, "", None, None, name, f"{count} beyond the limit", None))
+        for name, many in sorted(dropped.items()):
+            self.anomalies.append(Anomaly(None, "", None, None, name, f"{many:,} beyond the limit", None))
         self.traces: list[Trace] = []
 
     def told(self) -> Told:
@@ -180,8 +184,8 @@ class _Telling:
             self.hosts.of(a.resp_ip)
         self.hosts.settle(self.lookups.book)
         self._join()
-        machines = self._machines()
-        self.lookups.settle(self.hosts, machines)
+        self.machines = self._machines()
+        self.lookups.settle(self.machines)
         self.scene = roles.Scene(self.traces, self.idle, self.hosts, self.lookups)
         roles.assign(self.traces, self.scene)
         server_roles = roles.name_servers(self.hosts, self.lookups)
@@ -249,10 +253,13 @@ class _Telling:
         """Sightings into messages, messages into hops."""
         correlator = Correlator(self.sightings, self.hosts, self.limits)
         opaque = Opaque(self.opaque, self.hosts)
+        ids: set[str] = set()
         for group in correlator.groups():
             legs = Builder(group, self.hosts, opaque).build()
             message_id = next((s.message_id for s in group if s.message_id is not None), None)
-            trace = Trace(trace_id(group[0]), legs, message_id)
+            name = next(found for n in count() if (found := trace_id(group[0], n)) not in ids)
+            ids.add(name)
+            trace = Trace(name, legs, message_id)
             for leg in legs:
                 leg.trace = trace
                 self._clock(leg)
@@ -295,6 +302,8 @@ class _Telling:
             at = conn.ts_syn or conn.ts
             found.append((at, info.source, info.client_ip, info.server_ip, detail, conn.first_frame, info, info.server_port))
         for a in self.attempts:
+            if a.resp_port in _MAILBOX_PORTS:
+                continue
             found.append((a.ts, a.source, a.orig_ip, a.resp_ip, timeline.attempt_detail(a), a.frame, None, a.resp_port))
         if not found:
             return []
@@ -360,7 +369,7 @@ class _Telling:
                     traffic.call(id(leg.client), id(leg.server))
         for info in self.idle:
             traffic.call(id(self.hosts.of(info.client_ip)), id(self.hosts.of(info.server_ip)))
-        for machine in self._machines():
+        for machine in self.machines:
             servers = {self.lookups.server_ip(row) for rows in self.lookups.asked_by(machine).values() for row in rows}
             for ip in servers:
                 traffic.call(id(machine), id(self.hosts.of(ip)))
@@ -381,11 +390,13 @@ class _Telling:
     def _client_roles(self, server_roles: dict[str, str]) -> dict[str, str]:
         """The role in which an address asks DNS questions: its weightiest one in mail, else its own in DNS."""
         found: dict[str, str] = dict(server_roles)
-        for machine in self.hosts.machines():
+        for machine in self.machines:
+            if not self.lookups.asked_by(machine):
+                continue
             mail = {role: 0 for role, _ in machine.evidence if role not in ("resolver", "authoritative")}
-            for (role, _), count in machine.evidence.items():
+            for (role, _), times in machine.evidence.items():
                 if role in mail:
-                    mail[role] += count
+                    mail[role] += times
             if mail:
                 role = max(sorted(mail), key=mail.__getitem__)
                 for ip in machine.ips:
@@ -444,20 +455,11 @@ class _LegIndex:
         return any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg))
 
 
-def trace_id(s: Sighting) -> str:
-    """Id of the message first seen here: a digest of what the wire showed, the same on any machine."""
+def trace_id(s: Sighting, n: int = 0) -> str:
+    """Id of the message first seen here: a digest of what the wire showed, the same on any machine; `n` tells twins apart."""
     info = s.session
-    facts = (
-        s.message_id,
-        s.body_digest,
-        info.client_ip,
-        info.client_port,
-        info.server_ip,
-        info.server_port,
-        s.ts,
-        s.kind,
-        s.index,
-    )
+    ends = (info.client_ip, info.client_port, info.server_ip, info.server_port)
+    facts = (s.message_id, s.body_digest, *ends, s.ts, s.kind, s.index, *([n] if n else []))
     return hashlib.sha256("\n".join(map(str, facts)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 

@@ -174,10 +174,12 @@ def recipient_rows(leg: Leg, trace: Trace) -> Iterator[RecipientRow]:
     if s is None or s.kind != "transaction":
         return
     for r in s.recipients:
-        outcome = r.outcome
-        if outcome == "accepted" and s.outcome in ("rejected", "deferred", "aborted", "unknown") and s.session.protocol != "lmtp":
+        outcome, said = r.outcome, (r.code, r.enhanced_code, r.reply_text)
+        if outcome == "accepted" and s.outcome not in ("accepted", "partial") and s.session.protocol != "lmtp":
             outcome = s.outcome  # what the end of the data decided holds for all
-        yield RecipientRow(trace.id, leg.number, r.address, outcome, r.code, r.enhanced_code, r.reply_text)
+            if s.outcome in ("rejected", "deferred"):
+                said = (s.code, s.enhanced_code, s.reply_text)
+        yield RecipientRow(trace.id, leg.number, r.address, outcome, *said)
 
 
 def message_row(trace: Trace) -> Message:

@@ -175,6 +175,11 @@ class Inbox:
         """The first octets that came behind the gap, to look at."""
         return next((chunk.data for chunk in self._waiting if chunk.data), b"")
 
+    def ack_beyond_gap(self) -> int:
+        """What the first segment behind the gap acknowledged, -1 unknown."""
+        acks = self._waiting[0].acks if self._waiting else ()
+        return int(acks[0]) if len(acks) else -1
+
     def has_line(self) -> bool:
         """`line` has something to return."""
         if self._buf.find(b"\n", self.pos) >= 0 or self.available > self.limits.line_bytes + 1:
@@ -279,11 +284,10 @@ class Inbox:
     def rest(self, orig: bool) -> list[Chunk]:
         """Take everything unread out as chunks (for the TLS layer)."""
         chunks = self.unread(orig)
+        self.base = self._next = chunks[0].offset if chunks else self.offset
         self._waiting.clear()
         self._later = 0
         self._buf, self.pos = b"", 0
-        if chunks:
-            self.base = self._next = chunks[0].offset
         return chunks
 
 

@@ -340,12 +340,17 @@ class MessageReader:
         self._passed = line_end
         return after
 
-    def fork(self) -> "MessageReader":
-        """A reader for which the message has ended at the look-alike just met."""
+    def copy(self) -> "MessageReader":
+        """A reader that has read the same, and goes its own way."""
         twin = MessageReader(self.limits)
         for name in self.__slots__:
             value = getattr(self, name)
             setattr(twin, name, value.copy() if hasattr(value, "copy") else value)
+        return twin
+
+    def fork(self) -> "MessageReader":
+        """A reader for which the message has ended at the look-alike just met."""
+        twin = self.copy()
         twin._tail = self._line_end
         twin._lead = min(self._lead, len(self._line_end))
         twin.ended = True

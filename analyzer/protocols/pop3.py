@@ -112,14 +112,15 @@ def number(argument: bytes) -> int | None:
 class _Asked:
     """A command that waits for its reply."""
 
-    __slots__ = ("ack", "argument", "frame", "n", "notes", "offset", "shown", "ts", "ts_end", "user", "verb")
+    __slots__ = ("ack", "argument", "end", "frame", "n", "notes", "offset", "shown", "ts", "ts_end", "user", "verb")
 
     def __init__(self, given: Given, n: int) -> None:
         self.verb, self.argument, self.shown, self.n = given.verb, given.argument, given.shown, n
         self.ts: int | None = None
         self.ts_end: int | None = None
         self.frame: int | None = None
-        self.offset = 0
+        self.offset = self.end = 0
+        """Stream offsets of its first octet, and behind its last."""
         self.ack = -1
         """Server octets acknowledged when it was sent."""
         self.user: str | None = None
@@ -218,6 +219,8 @@ class Session(BaseSession):
         moved = False
         inbox = self.client
         while self._tls_due is None and (self._hold is None or self._sasl_turn is not None):
+            if self._sasl_turn is not None and self._server_behind():
+                return moved
             begin = inbox.offset
             line = inbox.line()
             if line is None:
@@ -232,6 +235,17 @@ class Session(BaseSession):
             moved = True
             self._client_line(line, begin)
         return moved
+
+    def _server_behind(self) -> bool:
+        """The server has said more before the client's next octets: the exchange they seem to belong to may be over."""
+        client, server = self.client, self.server
+        if not client.available or not (server.available or server.has_gap):
+            return False
+        ts, _, ack = client.segment_at(client.offset)
+        if ack >= 0:
+            return ack > server.offset
+        said = server.ts_at(server.offset)
+        return ts is not None and said is not None and said < ts
 
     def _client_line(self, line: bytes, begin: int) -> None:
         inbox = self.client
@@ -254,7 +268,7 @@ class Session(BaseSession):
         inbox, info = self.client, self.info
         info.commands += 1
         asked = _Asked(given, info.commands)
-        asked.offset = begin
+        asked.offset, asked.end = begin, inbox.offset
         asked.ts, asked.frame, asked.ack = inbox.ts_at(begin), inbox.frame_at(begin), inbox.ack_at(begin)
         asked.ts_end = inbox.ts_at(inbox.offset - 1)
         if not ended:
@@ -312,7 +326,7 @@ class Session(BaseSession):
             elif self.reply is not None:
                 if not (self._read_body() if self.reply.kind == BODY else self._read_lines()):
                     return moved
-            elif self.greeted and inbox.available and not self.waiting and self._client_behind(inbox.offset):
+            elif inbox.available and (not self.waiting or self._sasl_turn is not None) and self._client_behind(inbox.offset):
                 return moved
             elif not self._read_status():
                 if not inbox.has_gap:
@@ -326,7 +340,7 @@ class Session(BaseSession):
     def _client_behind(self, offset: int) -> bool:
         """The client has octets to read that came before the server's octet at `offset`."""
         client = self.client
-        if client.ended or self._hold is not None:
+        if client.ended or (self._hold is not None and (self._sasl_turn is None or self._server_behind())):
             return False
         ack = self.server.ack_at(offset)
         if ack >= 0:
@@ -352,8 +366,8 @@ class Session(BaseSession):
             return None
         head = self.waiting[0]
         ts, _, ack = self.server.segment_at(offset)
-        if head.offset >= ack if ack >= 0 else (head.ts or 0) > (ts or 0):
-            return None  # sent before that command
+        if head.end > ack if ack >= 0 else (head.ts_end or 0) > (ts or 0):
+            return None  # sent before that command was whole
         return head
 
     def _read_status(self) -> bool:
@@ -418,14 +432,12 @@ class Session(BaseSession):
         """Neither `+OK` nor `-ERR`: a SASL challenge, or nothing of this protocol."""
         if line[:1] == b"+":
             asked = self._hold
-            if asked is not None and self.waiting and self.waiting[0] is asked and asked.verb == "AUTH":
+            if asked is not None and self._head(begin) is asked and asked.verb == "AUTH":
                 self._challenges += 1
                 self._sasl_turn = access.turn_of(line[1:].strip(), self._challenges - 1 + (b" " in asked.argument))
             return
         if line:
-            self.weird(
-                "bad_reply", f"not a status indicator: {text(line[:60])!r}", self.server.ts_at(begin), self.server.frame_at(begin)
-            )
+            self.weird("bad_reply", "a line that is no reply", self.server.ts_at(begin), self.server.frame_at(begin))
 
     # replies to commands that are not in the capture
 
@@ -445,15 +457,13 @@ class Session(BaseSession):
         """One line or more?  The line after it tells: a reply, a listing or a message's first field."""
         inbox, reply = self.server, self._orphan
         assert reply is not None
-        line = inbox.line()
-        if line is None:
-            if not inbox.before_gap:
-                return False
-            self._orphan = None
-            return True
+        buf, pos = inbox.buf, inbox.pos
+        end = buf.find(b"\n", pos)
+        if end < 0 and not inbox.before_gap and len(buf) - pos < self.limits.line_bytes:
+            return False
         self._orphan = None
-        inbox.pos -= len(line) + (2 if inbox.buf[inbox.pos - 2 : inbox.pos] == b"\r\n" else inbox.buf[inbox.pos - 1] == 10)
-        if _STATUS.match(line) or line[:2] == b"+ " or line == b"+":
+        line = buf[pos : end if end >= 0 else len(buf)].rstrip(b"\r")
+        if not line or _STATUS.match(line) or line[:2] == b"+ " or line == b"+":
             return True
         if _FIELD.match(line):
             announced, reply.guessed = reply.announced, True

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,11 @@ from analyzer.tables.schema import OBJECTS, TABLES, Table, nearest
 from analyzer.tables.spool import Tables
 from analyzer.tables.visible import encodable, inert, visible
 
-_BATCH = 1000
-"""Rows turned into text at a time."""
 _PARQUET_BATCH = 20_000
 """Rows of one Parquet row group."""
 _SECOND = 1_000_000_000
 _SECONDS_KEPT = 10_000
-"""Dates and times of day remembered while writing times."""
+"""Dates and times of day remembered while writing times, and durations."""
 
 Row = Sequence[Any]
 Cell = Callable[[Any], str]
@@ -64,6 +62,19 @@ def seconds(value: float) -> str:
     """Seconds as a decimal number: at most nine digits after the point, never an exponent."""
     text = f"{value:.9f}".rstrip("0")
     return text + "0" if text[-1] == "." else text
+
+
+class _Durations(dict[float, str]):
+    """Seconds -> text; captures count microseconds, so short durations come again and again."""
+
+    def __missing__(self, value: float) -> str:
+        if len(self) >= _SECONDS_KEPT:
+            self.clear()
+        text = self[value] = seconds(value)
+        return text
+
+
+_DURATIONS = _Durations()
 
 
 def _encodable_value(value: Any) -> Any:
@@ -112,8 +123,8 @@ def _json_list(values: Sequence[Any]) -> str:
 
 _JSON_CELLS = {
     "time": "null if v is None else time(v)",
-    "seconds": "null if v is None else seconds(v)",
-    "float": "null if v is None else seconds(v)",
+    "seconds": "null if v is None else seconds[v]",
+    "float": "null if v is None else seconds[v]",
     "int": "null if v is None else v",
     "bool": "truth[v]",
     "text": "null if v is None else text(v)",
@@ -122,7 +133,7 @@ _JSON_CELLS = {
 _JSON_NAMES = {
     "null": "null",
     "time": _json_time,
-    "seconds": seconds,
+    "seconds": _DURATIONS,
     "truth": {None: "null", False: "false", True: "true"},
     "text": encode_basestring_ascii,
     "list": _json_list,
@@ -134,11 +145,12 @@ def json_lines(table: Table) -> Formatter:
     formatter = _compiled(table, True, _JSON_CELLS, _JSON_NAMES)
 
     def lines(rows: Iterable[Row]) -> list[str]:
-        rows = list(rows)
+        rows = rows if isinstance(rows, list) else list(rows)
         made = formatter(rows)
-        for i, line in enumerate(made):
-            if "\\ud" in line:  # half of a pair that has lost its other half is not Unicode, and not JSON for many readers
-                made[i] = formatter([_encodable_row(rows[i])])[0]
+        if "\\ud" in "".join(made):  # half of a pair that has lost its other half is not Unicode, and not JSON for many readers
+            for i, line in enumerate(made):
+                if "\\ud" in line:
+                    made[i] = formatter([_encodable_row(rows[i])])[0]
         return made
 
     return lines
@@ -165,7 +177,7 @@ _CSV_CELLS = {kind: cell.replace("null", "none") for kind, cell in _JSON_CELLS.i
 _CSV_NAMES = {
     "none": "",
     "time": iso,
-    "seconds": seconds,
+    "seconds": _DURATIONS,
     "truth": {None: "", False: "false", True: "true"},
     "text": _csv_text,
     "list": lambda values: _csv_quoted(_json_list(values)),
@@ -206,28 +218,28 @@ class _Place:
                     path.unlink(missing_ok=True)
 
 
-def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    rows = iter(rows)
+def _batches(blocks: Iterable[list[Any]], size: int) -> Iterator[list[Row]]:
+    rows = chain.from_iterable(blocks)
     while batch := list(islice(rows, size)):
         yield batch
 
 
-def _write_lines(path: Path, header: str, lines: Formatter, rows: Iterable[Row]) -> None:
+def _write_lines(path: Path, header: str, lines: Formatter, blocks: Iterable[list[Any]]) -> None:
     with path.open("wb", 1 << 18) as file:
         file.write(header.encode())
-        for batch in _batches(rows, _BATCH):
-            file.write("".join(lines(batch)).encode())
+        for block in blocks:
+            file.write("".join(lines(block)).encode())
 
 
 def _write_jsonl(tables: Tables, place: _Place) -> None:
     for table in TABLES.values():
-        _write_lines(place.file(f"{table.name}.jsonl"), "", json_lines(table), tables.rows(table.name))
+        _write_lines(place.file(f"{table.name}.jsonl"), "", json_lines(table), tables.rows(table.name).blocks())
 
 
 def _write_csv(tables: Tables, place: _Place) -> None:
     for table in TABLES.values():
         header = ",".join(column.name for column in table.columns) + "\n"
-        _write_lines(place.file(f"{table.name}.csv"), header, csv_lines(table), tables.rows(table.name))
+        _write_lines(place.file(f"{table.name}.csv"), header, csv_lines(table), tables.rows(table.name).blocks())
 
 
 def _write_parquet(tables: Tables, place: _Place) -> None:
@@ -255,7 +267,7 @@ def _write_parquet(tables: Tables, place: _Place) -> None:
         fields = [pa.field(c.name, arrow_type(table, c), metadata={"meaning": c.meaning}) for c in table.columns]
         schema = pa.schema(fields, metadata={"table": table.name, "meaning": table.meaning})
         with pq.ParquetWriter(place.file(f"{table.name}.parquet"), schema, compression="zstd") as writer:
-            for batch in _batches(tables.rows(table.name), _PARQUET_BATCH):
+            for batch in _batches(tables.rows(table.name).blocks(), _PARQUET_BATCH):
                 values: Iterable[Row] = zip(*map(_encodable_row, batch), strict=True)
                 arrays = [pa.array(list(cells), field.type) for cells, field in zip(values, fields, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -283,7 +295,8 @@ def _write_sqlite(tables: Tables, place: _Place) -> None:
             names = [f'"{c.name}" {_SQLITE_TYPES.get(c.kind, "TEXT")}' for c in table.columns]
             base.execute(f'CREATE TABLE "{table.name}" ({", ".join(names)})')
             marks = ", ".join("?" * len(table.columns))
-            base.executemany(f'INSERT INTO "{table.name}" VALUES ({marks})', _sqlite_rows(table, tables.rows(table.name)))
+            rows = chain.from_iterable(tables.rows(table.name).blocks())
+            base.executemany(f'INSERT INTO "{table.name}" VALUES ({marks})', _sqlite_rows(table, rows))
             for name in _SQLITE_INDEXED:
                 if any(column.name == name for column in table.columns):
                     base.execute(f'CREATE INDEX "{table.name}_{name}" ON "{table.name}" ("{name}")')

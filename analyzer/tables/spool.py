@@ -9,9 +9,11 @@
 """
 
 import marshal
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from heapq import merge
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
+from operator import eq, itemgetter
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -21,12 +23,14 @@ from analyzer.wire.anomalies import Anomaly
 
 _BLOCK = 256
 """Rows read at a time of each spilled run."""
-_FAN = 32
+_FAN = 64
 """Spilled runs of one level: then they are merged into one of the next, so that few files are open."""
 _LAST: dict[str, Any] = {"int": 1 << 64, "time": 1 << 64, "text": "\U0010ffff"}
 """What an absent value counts as in the order."""
 
 Key = Callable[[Any], Any]
+Blocks = Iterator[list[Any]]
+"""Rows in order, a list of them at a time."""
 
 
 class _Whole:
@@ -68,6 +72,82 @@ def sort_key(table: Table) -> Key:
     return key
 
 
+class _Order:
+    """The order of a table's rows."""
+
+    def __init__(self, table: Table) -> None:
+        names = [column.name for column in table.columns]
+        self.key = sort_key(table)
+        self._columns: Key = itemgetter(*map(names.index, table.order))
+
+    def sort(self, rows: list[Any]) -> None:
+        """Sort rows: by the columns of the order alone where all of them differ, as nearly always."""
+        columns = self._columns
+        try:
+            rows.sort(key=columns)
+        except TypeError:  # an absent value
+            rows.sort(key=self.key)
+            return
+        keys = list(map(columns, rows))
+        if any(map(eq, keys, islice(keys, 1, None))):
+            rows.sort(key=self.key)
+
+    def merge(self, sources: Iterable[Blocks]) -> Blocks:
+        """Sorted blocks of several sources as sorted blocks: what no source can still undercut is sorted at once."""
+        cursors = [cursor for cursor in map(partial(_Cursor, self.key), sources) if cursor.advance()]
+        while len(cursors) > 1:
+            nearest = min(cursors, key=_last)
+            upto = nearest.last
+            parts = [cursor.take(upto) for cursor in cursors if not upto < cursor.first]
+            if len(parts) == 1:
+                yield parts[0]
+            else:
+                rows = list(chain.from_iterable(parts))
+                self.sort(rows)
+                yield rows
+            cursors = [cursor for cursor in cursors if cursor.rows or cursor.advance()]
+        for cursor in cursors:
+            yield cursor.rows
+            yield from cursor.blocks
+
+
+class _Cursor:
+    """A place in a source of sorted blocks."""
+
+    __slots__ = ("blocks", "first", "key", "last", "rows")
+
+    def __init__(self, key: Key, blocks: Blocks) -> None:
+        self.key = key
+        self.blocks = blocks
+        self.rows: list[Any] = []
+        self.first: Any = None
+        self.last: Any = None
+
+    def advance(self) -> bool:
+        """Go on to the next block, if there is one."""
+        for rows in self.blocks:
+            if rows:
+                self.rows = rows
+                self.first, self.last = self.key(rows[0]), self.key(rows[-1])
+                return True
+        return False
+
+    def take(self, upto: Any) -> list[Any]:
+        """The rows of the block up to a key."""
+        rows = self.rows
+        if not upto < self.last:
+            self.rows = []
+            return rows
+        at = bisect_right(rows, upto, key=self.key)
+        self.rows = rows[at:]
+        self.first = self.key(rows[at])
+        return rows[:at]
+
+
+def _last(cursor: _Cursor) -> Any:
+    return cursor.last
+
+
 def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
     """A function from rows to tuples fit for marshal, which would take a numpy number for octets."""
     exact = {"int": "int", "time": "int", "seconds": "float", "float": "float", "bool": "bool"}
@@ -84,20 +164,21 @@ def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
 class _Run:
     """Sorted rows in a temporary file."""
 
-    def __init__(self, rows: Iterable[Any], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
+    def __init__(self, blocks: Iterable[list[Any]], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
         self.level = level
         self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
         self._sizes: list[int] = []
-        rows = iter(rows)
-        while block := list(islice(rows, _BLOCK)):
-            self._sizes.append(self._file.write(marshal.dumps(pack(block))))
+        for rows in blocks:
+            for i in range(0, len(rows), _BLOCK):
+                self._sizes.append(self._file.write(marshal.dumps(pack(rows[i : i + _BLOCK]))))
 
-    def __iter__(self) -> Iterator[Any]:
+    def blocks(self) -> Blocks:
+        """The rows, as tuples."""
         place = 0
         for size in self._sizes:
             self._file.seek(place)
             place += size
-            yield from marshal.loads(self._file.read(size))
+            yield marshal.loads(self._file.read(size))
 
     def close(self) -> None:
         """Give the file back."""
@@ -110,7 +191,7 @@ class Spool:
     def __init__(self, table: Table, limit: int) -> None:
         self.table = table
         self._limit = max(limit, 1)
-        self._key = sort_key(table)
+        self._order = _Order(table)
         self._pack = _packer(table)
         self._rows: list[Any] = []
         self._sorted = True
@@ -131,31 +212,47 @@ class Spool:
 
     def extend(self, rows: Iterable[Any]) -> None:
         """Add rows."""
-        for row in rows:
-            self.add(row)
+        rows = iter(rows)
+        while more := list(islice(rows, self._limit - len(self._rows))):
+            self._rows += more
+            self._sorted = False
+            if len(self._rows) >= self._limit:
+                self._spill()
 
     def __iter__(self) -> Iterator[Any]:
-        """The rows so far, in order."""
+        """The rows so far, in order, as records."""
+        make = partial(tuple.__new__, self.table.record)
+        return (row for block in self.blocks() for row in map(make, block))
+
+    def blocks(self) -> Blocks:
+        """The rows so far, in order, a list at a time; they may be plain tuples.  What is added later does not show."""
+        blocks = self._blocks()
+        change = self.change
+        if change is None:
+            return blocks
+        make = partial(tuple.__new__, self.table.record)
+        return (list(map(change, map(make, block))) for block in blocks)
+
+    def _blocks(self) -> Blocks:
         self._sort()
-        held = list(self._rows)
-        rows: Iterator[Any] = iter(held)
-        if self._runs:
-            rows = map(self.table.record._make, merge(*self._runs, held, key=self._key))
-        return map(self.change, rows) if self.change else rows
+        rows = list(self._rows)
+        held = (rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK))
+        return self._order.merge([*(run.blocks() for run in self._runs), held]) if self._runs else held
 
     def _sort(self) -> None:
         if not self._sorted:
-            self._rows.sort(key=self._key)
+            self._order.sort(self._rows)
             self._sorted = True
 
     def _spill(self) -> None:
         self._sort()
         self._spilled += len(self._rows)
-        self._runs.append(_Run(self._rows, 0, self._pack))
+        self._runs.append(_Run([self._rows], 0, self._pack))
         self._rows.clear()
         while len(self._runs) >= _FAN and self._runs[-_FAN].level == self._runs[-1].level:
             old = self._runs[-_FAN:]  # their files close with their last reader
-            self._runs[-_FAN:] = [_Run(merge(*old, key=self._key), old[0].level + 1, self._pack)]
+            merged = self._order.merge(run.blocks() for run in old)
+            self._runs[-_FAN:] = [_Run(merged, old[0].level + 1, self._pack)]
 
     def close(self) -> None:
         """Forget everything and give temporary files back."""
@@ -189,18 +286,22 @@ class AnomalySpool(Spool):
         if len(group) >= 2 * self._keep:  # sorting half that is new costs a row the logarithm of the limit
             self._fold_one(of_name)
 
+    def extend(self, rows: Iterable[Anomaly]) -> None:
+        """Add rows."""
+        for row in rows:
+            self.add(row)
+
     def counts(self) -> dict[str, int]:
         """How often each name was met, folded rows included."""
         return dict(sorted(self._counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def __iter__(self) -> Iterator[Any]:
-        """The rows so far, in order."""
+    def _blocks(self) -> Blocks:
         self._fold()
         rows = [row for group in self._groups.values() for row in group]
         for (name, source), (number, last) in self._folded.items():
             rows.append(Anomaly(last, source, None, None, name, f"{number:,} more like it, up to here; not listed", None))
-        rows.sort(key=self._key)
-        return iter(rows)
+        self._order.sort(rows)
+        return iter([rows])
 
     def _fold(self) -> None:
         for of_name, group in self._groups.items():
@@ -209,7 +310,7 @@ class AnomalySpool(Spool):
 
     def _fold_one(self, of_name: tuple[str, str]) -> None:
         group = self._groups[of_name]
-        group.sort(key=self._key)
+        self._order.sort(group)
         number, last = self._folded.get(of_name, (0, None))
         rest = group[self._keep :]
         del group[self._keep :]

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from analyzer.mail.records import Hop, RecipientRow, Step
-from analyzer.protocols.base import Command
 from analyzer.protocols.dns import Transaction
 from analyzer.views.overview import STYLE, sender
 from analyzer.views.text import Look, Page, Span, cells, counted, date, duration, listed, octets
@@ -140,7 +139,7 @@ class _Telling:
     def paths(self) -> list[list[Hop]]:
         """Every way from the first hop to a last one; tries that a later one made good are left out."""
         hops = {hop.hop: hop for hop in self.trace.hops}
-        made_good = {hop.hop for hop in self.trace.hops if self.made_good(hop)}
+        made_good = {hop.hop for hop in self.trace.hops if self.trace.made_good(hop)}
         parents = {hop.parent_hop for hop in self.trace.hops if hop.hop not in made_good}
         paths = []
         for leaf in self.trace.hops:
@@ -153,19 +152,6 @@ class _Telling:
                 at = hops.get(at.parent_hop) if at.parent_hop is not None else None
             paths.append(path)
         return paths
-
-    def made_good(self, hop: Hop) -> bool:
-        """A refused try, when a later hop from the same hop took the same recipients."""
-        if hop.outcome not in ("deferred", "rejected", "aborted"):
-            return False
-        wanted = set(hop.rcpt_to or ())
-        return any(
-            later.hop > hop.hop
-            and later.parent_hop == hop.parent_hop
-            and later.outcome in ("accepted", "partial")
-            and wanted <= set(later.rcpt_to or ())
-            for later in self.trace.hops
-        )
 
     def chain(self, path: list[Hop]) -> Iterator[str | Span]:
         for i, hop in enumerate(path):
@@ -215,20 +201,12 @@ class _Telling:
     def note(self, name: str, words: Iterable[str | Span], between: str) -> None:
         self.page.wrapped(f"{'':27}{name:<7}  ", words, between)
 
-    def tries(self, hop: Hop) -> list[Hop]:
-        """Refused tries that came before this hop and that it, or a later one, made good."""
-        return [h for h in self.trace.hops if h.hop < hop.hop and h.parent_hop == hop.parent_hop and self.made_good(h)]
-
     def waited(self, hop: Hop) -> None:
         """The wait before a hop: since the parent hop ended, or since the last try."""
-        parent = next((h for h in self.trace.hops if h.hop == hop.parent_hop), None)
-        if parent is None or parent.ts_end is None or not hop.queue_s:
-            return
-        since = max([parent.ts_end, *(h.ts_end for h in self.tries(hop) if h.ts_end is not None)])
-        left = hop.queue_s - (since - parent.ts_end) / 1e9
-        if left >= 0.001:
+        found = self.trace.waited(hop)
+        if found is not None:
             where = "in the mailbox" if hop.kind == "retrieve" else f"in the queue of {self.names[hop.hop][0]}"
-            self.row(since, left, [Span(where + (" until the next try" if self.tries(hop) else ""), "dim")])
+            self.row(*found, [Span(where + (" until the next try" if self.trace.tries(hop) else ""), "dim")])
 
     def hop(self, hop: Hop, recipients: list[RecipientRow]) -> None:
         look = self.look
@@ -271,9 +249,7 @@ class _Telling:
 
     def spoken(self, hop: Hop) -> None:
         """The dialogue of a hop's session, as far as it was this message's."""
-        for command in self.trace.commands:
-            if command.session_id != hop.session_id or not _within(command, hop):
-                continue
+        for command in self.trace.spoken(hop):
             said = " ".join(filter(None, [command.verb, self.look.short(command.argument, 200)]))
             reply = " ".join(filter(None, [command.status, self.look.short(command.reply_text, 200)]))
             self.line_of(command.ts, "C:", said)
@@ -329,7 +305,7 @@ class _Telling:
         costs = [
             _Cost(value, name, hop)
             for hop in self.trace.hops
-            if hop.kind != "retrieve" and not self.made_good(hop)
+            if hop.kind != "retrieve" and not self.trace.made_good(hop)
             for name in PHASES
             if (value := getattr(hop, name)) is not None and value > 0
         ]
@@ -342,7 +318,7 @@ class _Telling:
         share = f" of {duration(total)} ({most.seconds / total:.0%})" if total and total >= most.seconds else ""
         where = PHASES[most.phase].format(**names)
         before = " before" if most.phase in ("queue_s", "dns_s") else ","
-        tries = len(self.tries(most.hop)) if most.phase == "queue_s" else 0
+        tries = len(self.trace.tries(most.hop)) if most.phase == "queue_s" else 0
         refused = f", {counted(tries, 'refused try', 'refused tries')} included" if tries else ""
         self.page.wrapped("  ", f"{duration(most.seconds)}{share} {where}{before} hop {most.hop.hop}{refused}.".split(" "))
         self.bars(costs, total)
@@ -443,10 +419,3 @@ class _Telling:
             for source, text in filters.items():
                 self.page.line(f"  {self.look.safe(source)}: ", self.look.safe(text))
 
-
-def _within(command: Command, hop: Hop) -> bool:
-    """Whether a command is of this hop, or of the set-up of its session."""
-    if hop.ts_start is None or command.ts is None:
-        return False
-    last = hop.ts_end or hop.ts_eom or hop.ts_start
-    return command.ts <= last if hop.message_index == 1 else hop.ts_start <= command.ts <= last

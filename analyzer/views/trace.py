@@ -5,10 +5,10 @@ text, HTML, JSON and a Mermaid sequence diagram.
 """
 
 import json
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from html import escape
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ MATCHES = 20
 """Messages named when several answer to a selector."""
 SIDE_BY_SIDE = 200_000_000
 """Nanoseconds within which questions about one name were asked together."""
+SHORTEST_WAIT = 0.001
+"""Seconds below which a wait is not worth a word."""
 SHORTEST = 4
 """Fewest characters taken for the beginning of a trace id."""
 _OF_MESSAGE = {
@@ -68,7 +70,9 @@ class Trace:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        from analyzer.views.notebook import trace_html
+
+        return trace_html(self)
 
     def page(self, look: Look, dialogue: bool = False) -> Page:
         """The timeline as lines for a terminal; `dialogue`: each command and its reply, too."""
@@ -93,6 +97,36 @@ class Trace:
         from analyzer.views.mermaid import diagram
 
         return diagram(self)
+
+    def made_good(self, hop: Hop) -> bool:
+        """Whether a hop is a refused try, and a later hop from the same hop took the same recipients."""
+        if hop.outcome not in ("deferred", "rejected", "aborted"):
+            return False
+        wanted = set(hop.rcpt_to or ())
+        return any(
+            later.hop > hop.hop
+            and later.parent_hop == hop.parent_hop
+            and later.outcome in ("accepted", "partial")
+            and wanted <= set(later.rcpt_to or ())
+            for later in self.hops
+        )
+
+    def tries(self, hop: Hop) -> list[Hop]:
+        """Refused tries that came before a hop and that it, or a later one, made good."""
+        return [h for h in self.hops if h.hop < hop.hop and h.parent_hop == hop.parent_hop and self.made_good(h)]
+
+    def waited(self, hop: Hop) -> tuple[int, float] | None:
+        """The wait before a hop: since when (the parent hop's end, or the last try's), and seconds."""
+        parent = next((h for h in self.hops if h.hop == hop.parent_hop), None)
+        if parent is None or parent.ts_end is None or not hop.queue_s:
+            return None
+        since = max([parent.ts_end, *(h.ts_end for h in self.tries(hop) if h.ts_end is not None)])
+        left = hop.queue_s - (since - parent.ts_end) / 1e9
+        return (since, left) if left >= SHORTEST_WAIT else None
+
+    def spoken(self, hop: Hop) -> Iterator[Command]:
+        """Commands of a hop, and of the set-up of its session."""
+        return (c for c in self.commands if c.session_id == hop.session_id and _within(c, hop))
 
 
 # picking the message
@@ -183,6 +217,55 @@ def gather(tables: Tables, message: Message) -> Trace:
     return trace
 
 
+def gather_all(tables: Tables, messages: Iterable[Message]) -> Iterator[Trace]:
+    """Many messages' rows, with one pass over each table for all of them.  Holds what it hands out."""
+    traces = {message.trace_id: Trace(message) for message in messages}
+    for name in ("hops", "recipients", "deliveries", "timeline", "dns", "links"):
+        for row in tables.rows(name):
+            trace = traces.get(row.trace_id)
+            if trace is not None:
+                getattr(trace, name).append(row)
+    sessions = {row.session_id: row for row in tables.rows("sessions")}
+    hosts = {ip: host for host in tables.rows("hosts") for ip in host.ips}
+    odd = defaultdict(list)
+    for row in tables.rows("anomalies"):
+        odd[row.trace_id or row.session_id].append(row)
+    spoken = defaultdict(list)
+    crossed = {hop.session_id for trace in traces.values() for hop in trace.hops}
+    for row in tables.rows("commands"):
+        if row.session_id in crossed:
+            spoken[row.session_id].append(row)
+    dialogues = {session_id: _Dialogue(rows) for session_id, rows in spoken.items()}
+    for trace in traces.values():
+        trace.hops.sort(key=lambda hop: hop.hop)
+        own = dict.fromkeys([hop.session_id for hop in trace.hops] + [step.session_id for step in trace.timeline])
+        trace.sessions = [sessions[session_id] for session_id in own if session_id in sessions]
+        for hop in trace.hops:
+            if hop.session_id in dialogues:
+                trace.commands += dialogues[hop.session_id].of(hop)
+        ips = {ip: None for hop in trace.hops for ip in (hop.client_ip, hop.server_ip)}
+        ips |= {ip: None for row in trace.dns for ip in (row.client_ip, row.server_ip)}
+        trace.hosts = list({hosts[ip].host_id: hosts[ip] for ip in ips if ip in hosts}.values())
+        trace.anomalies = [row for key in (trace.message.trace_id, *own) for row in odd.get(key, ())]
+        yield trace
+
+
+class _Dialogue:
+    """A session's commands, ready to be asked for those of one hop."""
+
+    def __init__(self, rows: list[Command]) -> None:
+        self._rows = [row for row in rows if row.ts is not None]
+        self._times = [row.ts or 0 for row in self._rows]
+
+    def of(self, hop: Hop) -> list[Command]:
+        """Commands of a hop; for the session's first message, those that set it up, too."""
+        if hop.ts_start is None:
+            return []
+        first = 0 if hop.message_index == 1 else bisect_left(self._times, hop.ts_start)
+        last = bisect_right(self._times, hop.ts_end or hop.ts_eom or hop.ts_start)
+        return self._rows[first:last]
+
+
 def _commands(rows: Iterable[Command], hops: list[Hop]) -> Iterator[Command]:
     """Commands of these hops, and those that set their sessions up."""
     spans = defaultdict(list)
@@ -198,6 +281,14 @@ def _commands(rows: Iterable[Command], hops: list[Hop]) -> Iterator[Command]:
             under_way.add(row.session_id)
         if row.session_id not in under_way or (row.ts is not None and any(begin <= row.ts <= end for begin, end in times)):
             yield row
+
+
+def _within(command: Command, hop: Hop) -> bool:
+    """Whether a command is of this hop, or of the set-up of its session."""
+    if hop.ts_start is None or command.ts is None:
+        return False
+    last = hop.ts_end or hop.ts_eom or hop.ts_start
+    return command.ts <= last if hop.message_index == 1 else hop.ts_start <= command.ts <= last
 
 
 # what more than one picture says

@@ -2,7 +2,9 @@
 
 Rules
 1. Every payload octet captured is handed up once, in stream order; of two copies the first wins, and copies that
-   differ are `conflicting_data`.  A keep-alive's octet before the expected one is no data.
+   differ are `conflicting_data`.  Only while it is not acknowledged a copy gives way to one that has the sender's
+   usual TTL, or a right checksum, where it has not: the receiver cannot have taken it.  Octets are handed up once
+   they are acknowledged, or acknowledgements are not seen.  A keep-alive's octet before the expected one is no data.
 2. SYN and FIN each take one sequence number; data on a SYN counts from the one after it (RFC 7413).
 3. A hole is lost when the other side has acknowledged beyond it and both `hole_packets` further packets and
    `hole_age` have gone by; when a bound on what is held behind it is hit; or when the connection ends.
@@ -14,9 +16,12 @@ Rules
 from bisect import bisect_right
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from analyzer.limits import Limits
+from analyzer.wire.packets import checksums_ok
 from analyzer.wire.pending import Pending, Piece, part
-from analyzer.wire.types import Chunk, Connection
+from analyzer.wire.types import Chunk, Connection, Packets
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 _CONTROL = FIN | SYN | RST | ACK | URG
@@ -41,8 +46,10 @@ _OPENING = 64
 class Columns:
     """Rows of a batch, those of one flow side by side, as lists."""
 
-    __slots__ = ("ack", "buf", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
+    __slots__ = ("ack", "batch", "buf", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
 
+    batch: Packets | None
+    """Where they are from; None when they have outlived it."""
     buf: Any
     """Octets that `place` counts in."""
     row: Any
@@ -70,11 +77,35 @@ class Columns:
     def one(self, k: int) -> "Columns":
         """A copy of one row that outlives the batch."""
         copy = Columns()
-        copy.buf = self.octets(k)
+        copy.batch, copy.buf = None, self.octets(k)
         for name in ("ack", "flags", "frame", "kind", "length", "row", "seq", "side", "ts", "wire"):
             setattr(copy, name, [getattr(self, name)[k]])
         copy.place, copy.odd = [0], [True]
         return copy
+
+    def kept(self, k: int, order: int) -> "Kept":
+        """A row that outlives the batch before it is handed up."""
+        batch, raw, transport = self.batch, None, 0
+        if batch is not None and len(batch.network) == len(batch):
+            row = self.row[k]
+            begin = int(batch.network[row])
+            raw = bytes(self.buf[begin : self.place[k] + self.length[k]])
+            transport = int(batch.transport[row]) - begin
+        return Kept(self.octets(k), self.ts[k], self.frame[k], order, self.kind[k] & 255, raw, transport)
+
+
+class Kept(NamedTuple):
+    """A segment, or part of one, that is not a row of the batch at hand."""
+
+    data: bytes
+    ts: int
+    frame: int
+    order: int
+    ttl: int
+    raw: bytes | None
+    """From IP header to end of payload, to check its checksum; None when it is not known or not whole."""
+    transport: int
+    """Where the TCP header begins in `raw`."""
 
 
 class Oddity(NamedTuple):
@@ -95,8 +126,8 @@ class Half:
     """Joined in the middle."""
     joined = False
     """Joined in the middle: the first chunk says so (`gap` -1)."""
-    heard = False
-    """The other side's acknowledgements have been seen."""
+    una = -1
+    """Offset up to which the other side has acknowledged; -1 when none of its acknowledgements was seen."""
     acked = 0
     """Offset the other side has acknowledged, where it is beyond `next`."""
     fin = -1
@@ -108,11 +139,15 @@ class Half:
     pend: Pending | None = None
     mixed = False
     """Not all of `rows` are rows."""
-    kind = -1
+    vlan = -1
+    """Of its first packet."""
+    ttl = -1
+    """Of its first segment with payload."""
     old: list[tuple[int, bytes]] | None = None
     """Octets handed up of late, to compare retransmissions with."""
     old_octets = 0
-    odd_ttls: list[tuple[int, int, int, int]] | None = None
+    odd_ttls: list[tuple[int, int, int]] | None = None
+    """Where octets came with another TTL than `ttl`."""
     lost: list[tuple[int, int]] | None = None
     strays = 0
     stray_end = -1
@@ -129,7 +164,7 @@ class Half:
         self.plain = False
         """A segment at `nseq` can be taken as it is."""
         self.rows: list[Any] = []
-        """The run that is to become a chunk: rows taken whole, or (octets, ts, frame, row)."""
+        """The run that is to become a chunk: rows taken whole (their number), or `Kept`."""
         self.starts: list[int] = []
         self.acks: list[int] = []
 
@@ -148,6 +183,10 @@ class Half:
             self.nseq = (self.base + self.next) & _MOD
             self.plain = not self.soft and not self.pend
 
+    def final(self, limits: Limits) -> int:
+        """Offset below which the first copy stands: acknowledged, or no acknowledgements to be seen, or long ago."""
+        return self.next if self.una < 0 else max(self.una, self.next - limits.unacked_bytes)
+
     def offset(self, seq: int) -> int:
         """Stream offset of a sequence number, the one nearest to `next`."""
         return self.next + ((seq - self.base - self.next + _SIGN) & _MOD) - _SIGN
@@ -156,34 +195,47 @@ class Half:
 class Flow:
     """A connection whose payload is looked at."""
 
-    handshake = False
-    ts_syn: int | None = None
-    ts_synack: int | None = None
-    ts_open: int | None = None
-    syns = 0
-    origin = 0
-    """Packets taken, less the row that the run began at."""
-    begin = 0
-    closing = False
-    """A FIN was seen."""
-    ending: str | None = None
-    """How it is going to end unless it goes on; since `end_ts`."""
-    end_ts = 0
-    reset_side = reset_top = reset_peer = -1
-    split = False
-    """The row it stopped at is of another VLAN's connection."""
-    candidate: Columns | None = None
-    """A SYN or SYN-ACK of what may be the next connection between these ends."""
-    successor: Columns | None = None
-    held: list[Chunk] | None = None
-    """What is kept until it is known whether it is wanted."""
-    wanted = False
-    conn: Connection | None = None
-    columns: Columns | None = None
-    """The rows being taken."""
-    anomalies: list[Oddity] | None = None
-    weird: dict[str, int] | None = None
-    gap_octets = 0
+    __slots__ = (
+        "anomalies",
+        "begin",
+        "busy",
+        "candidate",
+        "closing",
+        "columns",
+        "conn",
+        "end_ts",
+        "ending",
+        "frame",
+        "frame_last",
+        "gap_octets",
+        "half",
+        "handshake",
+        "held",
+        "items",
+        "limits",
+        "octets",
+        "orig",
+        "over",
+        "packets",
+        "reset_peer",
+        "reset_side",
+        "reset_top",
+        "slot",
+        "source",
+        "split",
+        "stage",
+        "stream",
+        "successor",
+        "syns",
+        "ts",
+        "ts_before",
+        "ts_last",
+        "ts_open",
+        "ts_syn",
+        "ts_synack",
+        "wanted",
+        "weird",
+    )
 
     def __init__(self, limits: Limits, slot: int, source: str, stream: int, ts: int, frame: int, orig: int) -> None:
         self.limits = limits
@@ -195,16 +247,39 @@ class Flow:
         """Direction of the side that opened it."""
         self.stage = 1
         """0 while the handshake is going on, 1 after it."""
-        self.busy = False
-        """Every packet needs care for now."""
-        self.packets = 0
-        """Packets taken."""
+        self.busy = self.handshake = False
+        """`busy`: every packet needs care for now."""
+        self.ts_syn: int | None = None
+        self.ts_synack: int | None = None
+        self.ts_open: int | None = None
+        self.syns = self.packets = self.begin = 0
+        """`packets`: taken before the row `begin`, at which the present run began."""
+        self.columns: Columns | None = None
+        """The rows being taken."""
+        self.closing = False
+        """A FIN was seen."""
+        self.ending: str | None = None
+        """How it is going to end unless it goes on; since `end_ts`."""
+        self.end_ts = 0
+        self.reset_side = self.reset_top = self.reset_peer = -1
         self.over: str | None = None
         """How it ended."""
+        self.split = False
+        """The row it stopped at is of another VLAN's connection."""
+        self.candidate: Columns | None = None
+        """A SYN or SYN-ACK of what may be the next connection between these ends."""
+        self.successor: Columns | None = None
         self.items: list[tuple[int, Chunk]] = []
         """New chunks, with the row that brought each."""
         self.octets = [0, 0]
         """Payload octets handed up or held for it, by direction."""
+        self.gap_octets = 0
+        self.held: list[Chunk] | None = None
+        """What is kept until it is known whether it is wanted."""
+        self.wanted = False
+        self.conn: Connection | None = None
+        self.anomalies: list[Oddity] | None = None
+        self.weird: dict[str, int] | None = None
 
     # -- rows
 
@@ -212,7 +287,6 @@ class Flow:
         """Take rows i..j; returns the first that was not taken: it is another connection's, or this one is over."""
         zero, one = self.half
         both = ((zero, one), (one, zero))
-        self.origin = self.packets - i
         if c.ts[i] - self.ts_before > self.limits.connection_idle:
             self.over = self.ending or "timeout"
             return i
@@ -222,9 +296,15 @@ class Flow:
             if odd or self.busy:
                 if not self._careful(c, k):
                     break
+                if self.over:
+                    k += 1
+                    break
             else:
                 h, o = both[side]
-                a = o.next if ack == o.nseq else self._acknowledge(c, k, h, o)
+                if ack == o.nseq:
+                    a = o.una = o.next
+                else:
+                    a = self._acknowledge(c, k, h, o)
                 if n:
                     if seq == h.nseq and h.plain:
                         h.rows.append(k)
@@ -235,10 +315,12 @@ class Flow:
                     else:
                         self._segment(c, k, h, o, seq, a)
             k += 1
-            if self.over:
-                break
         self._end_run(c, i, k)
         return k
+
+    def taken(self) -> list[int]:
+        """Payload octets in order so far, by direction, those kept until they are acknowledged included."""
+        return [n + (h.next - h.starts[0] if h.rows else 0) for n, h in zip(self.octets, self.half, strict=True)]
 
     def shake_hands(self, c: Columns, i: int) -> int:
         """Take SYN, SYN-ACK and ACK when they come as they should, at once; the rows taken."""
@@ -260,7 +342,8 @@ class Flow:
             return 0
         h.base = h.nseq = client
         o.base = o.nseq = server
-        h.plain = o.plain = h.heard = o.heard = True
+        h.plain = o.plain = True
+        h.una = o.una = 0
         self.handshake, self.syns, self.stage, self.busy, self.packets = True, 1, 1, False, 3
         self.ts_syn, self.ts_synack, self.ts_open = c.ts[i : i + 3]
         self.ts_before, self.frame_last = self.ts_open, c.frame[i + 2]
@@ -277,12 +360,10 @@ class Flow:
         self.ts_before = c.ts[k - 1]
         self.frame_last = c.frame[k - 1]
         items, n = self.items, len(self.items)
-        zero, one = self.half
         self.columns = c
-        if zero.rows:
-            self._flush(0)
-        if one.rows:
-            self._flush(1)
+        for side in (0, 1):
+            if self.half[side].rows:
+                self._flush_final(c, side)
         self.columns = None
         if len(items) > n + 1:
             items[n:] = sorted(items[n:], key=_row)
@@ -295,7 +376,7 @@ class Flow:
             self.ts_before = c.ts[k - 1]
         if self._timed_out(ts):
             return False
-        if c.kind[k] >> 8 != h.kind >> 8 and not self._belongs(c, k, h, o):
+        if c.kind[k] >> 8 != h.vlan and not self._belongs(c, k, h, o):
             self.split = True
             return False
         if flags & SYN:
@@ -313,8 +394,6 @@ class Flow:
         if c.wire[k]:
             if flags & URG:
                 self.odd("urgent_data", "urgent data, kept in line", ts, c.frame[k])
-            if c.kind[k] != h.kind:
-                self._odd_ttl(c, k, h)
             self._segment(c, k, h, o, c.seq[k], a)
         if flags & FIN:
             self._fin(c, k, h)
@@ -346,10 +425,10 @@ class Flow:
                 h.wait = None
                 h.skewed += 1
                 if h.acked > h.next:
-                    h.wait = (self.origin + k, c.ts[k], h.acked)
-            elif self.origin + k - since >= self.limits.hole_packets and c.ts[k] - ts >= self.limits.hole_age:
+                    h.wait = (self.packets + k - self.begin, c.ts[k], h.acked)
+            elif self.packets + k - self.begin - since >= self.limits.hole_packets and c.ts[k] - ts >= self.limits.hole_age:
                 self._give_up(side, upto, c.ts[k], c.frame[k], k)
-                h.wait = (self.origin + k, c.ts[k], h.acked) if h.acked > h.next else None
+                h.wait = (self.packets + k - self.begin, c.ts[k], h.acked) if h.acked > h.next else None
             waiting = waiting or h.wait is not None
         if self.closing:
             zero, one = self.half
@@ -369,12 +448,12 @@ class Flow:
         ack = c.ack[k]
         if o.base < 0:
             o.begin(ack, soft=True)
-            o.heard = True
+            o.una = 0
             return 0
         a = o.offset(ack)
         if h.base >= 0 and abs(h.offset(c.seq[k]) - h.next) > self.limits.window_bytes:
             return -1
-        o.heard = True
+        o.una = o.next if o.una < 0 else max(o.una, min(a, o.next))
         if a <= o.next:
             return max(a, -1)
         if o.fin >= 0 and a > o.fin:
@@ -389,7 +468,7 @@ class Flow:
             return o.fin_guess
         o.acked = max(o.acked, a)
         if o.wait is None:
-            o.wait = (self.origin + k, c.ts[k], a)
+            o.wait = (self.packets + k - self.begin, c.ts[k], a)
             self.busy = True
         return a
 
@@ -405,6 +484,7 @@ class Flow:
                 return
             if start != h.next:
                 h.base, h.next = seq, 0
+                h.una = min(h.una, 0)
                 start, end = 0, wire
             h.soft, h.wait, h.acked = False, None, 0
             h.settle()
@@ -424,7 +504,7 @@ class Flow:
             return
         whole = end - start == c.length[k]
         if start == h.next and whole and not h.pend:
-            self._take_row(k, h, start, end, c.seq[k], a)
+            self._take_row(c, k, h, start, end, a)
             return
         data = bytes(c.buf[c.place[k] : c.place[k] + min(c.length[k], end - start)])
         if start < h.next:
@@ -438,7 +518,9 @@ class Flow:
             return
         self._hold(c, k, h, piece)
 
-    def _take_row(self, k: int, h: Half, start: int, end: int, seq: int, a: int) -> None:
+    def _take_row(self, c: Columns, k: int, h: Half, start: int, end: int, a: int) -> None:
+        if c.kind[k] & 255 != h.ttl:
+            _odd_ttl(h, start, end, c.kind[k] & 255)
         h.rows.append(k)
         h.starts.append(start)
         h.acks.append(a)
@@ -451,11 +533,13 @@ class Flow:
         """Hand up a piece that begins at `next`, and what its captured octets lack."""
         have = piece.start + len(piece.data)
         if piece.data:
-            h.rows.append((piece.data, piece.ts, piece.frame, order))
+            h.rows.append(Kept(piece.data, piece.ts, piece.frame, order, piece.kind & 255, None, 0))
             h.starts.append(piece.start)
             h.acks.append(piece.ack)
             h.mixed = True
             h.next = have
+            if piece.kind & 255 != h.ttl:
+                _odd_ttl(h, piece.start, have, piece.kind & 255)
         if have < piece.end:
             self._lose(h, piece.end, piece.ts, piece.frame, order)
 
@@ -475,8 +559,8 @@ class Flow:
             self.odd("reorder_limit", "more held behind a hole than the stated limit; the hole was given up", ts, frame)
             self._lose(h, pend.first, ts, frame, k)
             self._drain(h, k)
-        if pend and not h.heard and h.wait is None:
-            h.wait = (self.origin + k, ts, pend.last)
+        if pend and h.una < 0 and h.wait is None:
+            h.wait = (self.packets + k - self.begin, ts, pend.last)
         h.settle()
         if h.wait is not None:
             self.busy = True
@@ -560,62 +644,79 @@ class Flow:
         octets = c.octets(k)[: end - start]
         skip = max(h.next - self.limits.history_bytes - start, 0)
         octets, first = octets[skip:], start + skip
-        known: list[tuple[int, bytes]] = []
-        for at, before in h.old or ():
-            if at < end and first < at + len(before):
-                known.append((at, before))
-        i = max(bisect_right(h.starts, first) - 1, 0)
-        for at, entry in zip(h.starts[i:], h.rows[i:], strict=True):
-            if at >= end:
-                break
-            known.append((at, c.octets(entry) if type(entry) is int else entry[0]))
-        for at, before in known:
-            if self._differs(h, at, before, first, octets, c.kind[k] & 255, c.ts[k], c.frame[k]):
+        ttl = c.kind[k] & 255
+        for at, known in h.old or ():
+            place = _difference(at, known, first, octets)
+            if place >= 0:
+                self._conflict(h, place, self._ttl_at(h, place), ttl, c.ts[k], c.frame[k])
                 return
+        i = max(bisect_right(h.starts, first) - 1, 0)
+        while i < len(h.rows) and h.starts[i] < end:
+            entry = h.rows[i]
+            known = c.octets(entry) if type(entry) is int else entry.data
+            place = _difference(h.starts[i], known, first, octets)
+            if place >= 0:
+                why = self._why_better(c, k, h, i, entry, first)
+                self._conflict(h, place, self._ttl_at(h, place), ttl, c.ts[k], c.frame[k], why)
+                if not why:
+                    return
+                self._replace(c, k, h, i, known, first, octets)
+            i += 1
         if h.lost and any(a < end and start < b for a, b in h.lost):
             self.odd("late_data", "octets that were given up as lost came after all; ignored", c.ts[k], c.frame[k])
 
-    def _differs(
-        self, h: Half, at: int, known: bytes, start: int, octets: bytes, ttl: int, ts: int, frame: int, first: int = -1
-    ) -> bool:
-        """Compare two copies where they overlap."""
+    def _why_better(self, c: Columns, k: int, h: Half, i: int, entry: Any, start: int) -> str:
+        """Why a later copy is to be believed rather than one not yet acknowledged; "" when it is not."""
+        if max(h.starts[i], start) < h.final(self.limits):
+            return ""
+        whole = type(entry) is int
+        ttl, first = c.kind[k] & 255, c.kind[entry] & 255 if whole else entry.ttl
+        if ttl != first and h.ttl in (ttl, first):
+            return "did not have its sender's usual TTL" if ttl == h.ttl else ""
+        one = self._is_sound(c.kept(entry, 0) if whole else entry)
+        return "had a wrong checksum" if not one and self._is_sound(c.kept(k, 0)) else ""
+
+    def _is_sound(self, entry: Kept) -> bool:
+        """Whether a segment's checksum is right, or cannot be told."""
+        if entry.raw is None:
+            return True
+        payload = len(entry.raw) - len(entry.data)
+        return bool(checksums_ok(_packet(entry.raw, entry.transport, payload), np.zeros(1, np.int64))[0])
+
+    def _replace(self, c: Columns, k: int, h: Half, i: int, known: bytes, start: int, octets: bytes) -> None:
+        """Put a later copy's octets in the place of an earlier one's."""
+        at, entry = h.starts[i], h.rows[i]
         low, high = max(at, start), min(at + len(known), start + len(octets))
-        if low >= high:
-            return False
-        one, two = known[low - at : high - at], octets[low - start : high - start]
-        if one == two:
-            return False
-        place = low + next(i for i, (x, y) in enumerate(zip(one, two, strict=True)) if x != y)
-        first = self._ttl_at(h, place) if first < 0 else first
+        data = known[: low - at] + octets[low - start : high - start] + known[high - at :]
+        old = c.kept(entry, entry) if type(entry) is int else entry
+        if len(data) == high - low:
+            old = old._replace(ts=c.ts[k], frame=c.frame[k], ttl=c.kind[k] & 255)
+        if h.odd_ttls:
+            h.odd_ttls = [odd for odd in h.odd_ttls if odd[1] <= low or high <= odd[0]]
+        h.rows[i] = old._replace(data=data, raw=None)
+        h.mixed = True
+
+    def _conflict(self, h: Half, place: int, first: int, ttl: int, ts: int, frame: int, why: str = "") -> None:
         note = f"; TTL {first} then, {ttl} now" if first != ttl else ""
-        detail = f"octet {place} of the {self._name(h)}'s stream came again with another value{note}; the first was kept"
+        end = f"the first {why} and was dropped" if why else "the first was kept"
+        detail = f"octet {place} of the {self._name(h)}'s stream came again with another value{note}; {end}"
         self.odd("conflicting_data", detail, ts, frame)
-        return True
 
     def _compare_held(self, h: Half, pieces: list[Piece], copy: Piece) -> None:
         i = max(bisect_right(pieces, (copy.start + 1,)) - 1, 0)
         while i < len(pieces) and pieces[i].start < copy.end:
             held = pieces[i]
-            if self._differs(
-                h, held.start, held.data, copy.start, copy.data, copy.kind & 255, copy.ts, copy.frame, held.kind & 255
-            ):
+            place = _difference(held.start, held.data, copy.start, copy.data)
+            if place >= 0:
+                self._conflict(h, place, held.kind & 255, copy.kind & 255, copy.ts, copy.frame)
                 return
             i += 1
 
-    def _odd_ttl(self, c: Columns, k: int, h: Half) -> None:
-        if h.base < 0:
-            return
-        start = h.offset(c.seq[k])
-        if h.odd_ttls is None:
-            h.odd_ttls = []
-        h.odd_ttls.append((start, start + c.wire[k], c.kind[k] & 255, c.frame[k]))
-        del h.odd_ttls[:-_ODD_TTLS]
-
     def _ttl_at(self, h: Half, place: int) -> int:
-        for start, end, ttl, _ in h.odd_ttls or ():
+        for start, end, ttl in h.odd_ttls or ():
             if start <= place < end:
                 return ttl
-        return h.kind & 255
+        return h.ttl
 
     def _name(self, h: Half) -> str:
         return "originator" if h is self.half[self.orig] else "responder"
@@ -708,7 +809,7 @@ class Flow:
     def _open(self, c: Columns, k: int, h: Half, o: Half) -> None:
         """The first packets after SYN and SYN-ACK."""
         if c.side[k] != self.orig:
-            if self.origin + k > _OPENING:
+            if self.packets + k - self.begin > _OPENING:
                 self.stage = 1
             return
         if not c.flags[k] & ACK:
@@ -750,8 +851,7 @@ class Flow:
     def _reset(self, c: Columns, k: int, h: Half, o: Half) -> None:
         """RST (RFC 9293 3.10.7.4, RFC 5961 3)."""
         if not self._reset_fits(c, k, h, o):
-            usual = h.kind & 255
-            note = f", TTL {c.kind[k] & 255} where its sender has {usual}" if c.kind[k] & 255 != usual else ""
+            note = f", TTL {c.kind[k] & 255} where its sender has {h.ttl}" if h.ttl not in (-1, c.kind[k] & 255) else ""
             self.odd("forged_reset", f"RST with a sequence number out of window{note}; ignored", c.ts[k], c.frame[k])
             return
         if self.ending is not None:
@@ -797,13 +897,14 @@ class Flow:
         if reason in ("capture_end", "timeout"):
             if self.ending is not None:
                 self.over = self.ending
-            elif self.closing and any(h.fin >= 0 and not h.heard for h in self.half):
+            elif self.closing and any(h.fin >= 0 and h.una < 0 for h in self.half):
                 self.over = "fin"  # only one direction was captured, and it ended
         for side in (0, 1):
             h = self.half[side]
             if h.acked > h.next or h.pend:
                 upto = max(h.acked, h.pend.last if h.pend else 0)
                 self._give_up(side, upto, self.ts_last, self.frame_last, 1 << 62)
+            if h.rows:
                 self._flush(side)
         if self.candidate is not None:
             stray = self.candidate
@@ -823,6 +924,20 @@ class Flow:
                 self.anomalies.append(Oddity(self.ts_last, name, f"{more} more in this connection", self.frame_last))
 
     # -- out
+
+    def _flush_final(self, c: Columns, side: int) -> None:
+        """Make a chunk of what nothing can change any more; keep the rest over the batch's end."""
+        h = self.half[side]
+        final = h.final(self.limits)
+        if final < h.next:
+            n = max(bisect_right(h.starts, final) - 1, 0)
+            later = h.rows[n:], h.starts[n:], h.acks[n:]
+            del h.rows[n:], h.starts[n:], h.acks[n:]
+            self._flush(side)
+            h.rows = [c.kept(entry, -1) if type(entry) is int else entry._replace(order=-1) for entry in later[0]]
+            h.starts, h.acks, h.mixed = later[1], later[2], True
+        else:
+            self._flush(side)
 
     def _flush(self, side: int) -> None:
         """Make a chunk of a direction's run."""
@@ -857,11 +972,11 @@ class Flow:
                 ts.append(c.ts[entry])
                 frames.append(c.frame[entry])
             else:
-                parts.append(entry[0])
-                ts.append(entry[1])
-                frames.append(entry[2])
+                parts.append(entry.data)
+                ts.append(entry.ts)
+                frames.append(entry.frame)
         first = rows[0]
-        return first if type(first) is int else first[3], b"".join(parts), ts, frames
+        return first if type(first) is int else first.order, b"".join(parts), ts, frames
 
     def _emit(self, h: Half, side: int, order: int, chunk: Chunk) -> None:
         self.items.append((order, chunk))
@@ -895,3 +1010,47 @@ class Flow:
 
 def _row(item: tuple[int, Chunk]) -> int:
     return item[0]
+
+
+def _odd_ttl(h: Half, start: int, end: int, ttl: int) -> None:
+    h.odd_ttls = [*(h.odd_ttls or [])[1 - _ODD_TTLS :], (start, end, ttl)]
+
+
+def _difference(at: int, known: bytes, start: int, octets: bytes) -> int:
+    """Offset of the first octet in which two copies differ where they overlap, -1 when there is none."""
+    low, high = max(at, start), min(at + len(known), start + len(octets))
+    if low >= high:
+        return -1
+    one, two = known[low - at : high - at], octets[low - start : high - start]
+    if one == two:
+        return -1
+    return low + next(i for i, (x, y) in enumerate(zip(one, two, strict=True)) if x != y)
+
+
+def _packet(raw: bytes, transport: int, payload: int) -> Packets:
+    """One TCP packet, as far as `checksums_ok` looks at it."""
+    none, length = np.zeros(1, np.int64), np.array([len(raw) - payload])
+    high, port, octet = np.zeros(1, np.uint64), np.zeros(1, np.uint16), np.zeros(1, np.uint8)
+    return Packets(
+        source="",
+        data=raw,
+        frame=none,
+        ts=none,
+        protocol=octet + np.uint8(6),
+        src_hi=high,
+        src_lo=high,
+        dst_hi=high,
+        dst_lo=high,
+        src_port=port,
+        dst_port=port,
+        payload=np.array([payload]),
+        length=length,
+        wire_length=length,
+        seq=np.zeros(1, np.uint32),
+        ack=np.zeros(1, np.uint32),
+        flags=octet,
+        vlan=port,
+        ttl=octet,
+        network=none,
+        transport=np.array([transport]),
+    )

@@ -22,6 +22,10 @@ _NOISE = ("Capturing on", "File:", "Packets captured", "Packets received", "cap_
 _GONE = ("no longer running", "disappeared", "interface went down", "network is down", "no such device exists")
 
 
+class BadFilter(CaptureError):
+    """The capture filter is none; `what` is libpcap's word on it."""
+
+
 def executable() -> str | None:
     """Where dumpcap is, if it may be run by this user."""
     path = shutil.which("dumpcap")
@@ -59,7 +63,12 @@ class Dumpcap:
             command = [setpriv, "--pdeathsig", "TERM", *command]
         try:
             self._process = subprocess.Popen(
-                [*command, "-w", "-"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True, bufsize=0
+                [*command, "-w", "-"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+                bufsize=0,
             )
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}", "mailhop doctor says what to do") from None
@@ -121,7 +130,7 @@ class Dumpcap:
             return no_permission(self.name, self._path)
         if "valid capture filter" in low or "no vlan support" in low:
             reason = re.search(r"\((.*)\)", said)
-            return CaptureError(reason[1] if reason else what)  # the caller knows the filter
+            return BadFilter(reason[1] if reason else what)
         if "is not up" in low:
             return CaptureError(f"{self.name} is down", f"sudo ip link set {self.name} up")
         if any(words in low for words in _GONE):

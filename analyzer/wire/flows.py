@@ -34,8 +34,10 @@ _COLUMNS: dict[str, Any] = {
     "base0": np.uint32,  # Wireshark's idea of the first sequence number of each direction: it decides `stream`
     "base1": np.uint32,
     "based": np.uint8,  # 1: base0 is set, 2: base1
-    "kind0": np.int32,  # VLAN << 8 | TTL of each direction's first packet, -1 unknown
-    "kind1": np.int32,
+    "vlan0": np.int32,  # VLAN of each direction's first packet, -1 unknown
+    "vlan1": np.int32,
+    "ttl0": np.int16,  # TTL of each direction's first payload, -1 unknown
+    "ttl1": np.int16,
     "isn0": np.uint32,  # HALF: of its SYN; IGNORED, CLOSED: where each direction began and ended
     "isn1": np.uint32,
     "end0": np.uint32,
@@ -91,8 +93,10 @@ class Flows:
     base0: U32
     base1: U32
     based: NDArray[np.uint8]
-    kind0: NDArray[np.int32]
-    kind1: NDArray[np.int32]
+    vlan0: NDArray[np.int32]
+    vlan1: NDArray[np.int32]
+    ttl0: NDArray[np.int16]
+    ttl1: NDArray[np.int16]
     isn0: U32
     isn1: U32
     end0: U32
@@ -176,7 +180,7 @@ class Flows:
         self.a_hi[at], self.a_lo[at], self.b_hi[at], self.b_lo[at] = ends.a_hi, ends.a_lo, ends.b_hi, ends.b_lo
         self.ports[at], self.lane[at] = ends.ports, ends.lane
         self.source[at], self.stream[at] = -1, -1
-        self.kind0[at] = self.kind1[at] = -1
+        self.vlan0[at] = self.vlan1[at] = self.ttl0[at] = self.ttl1[at] = -1
         self._index(keys, slots)
         return slots
 

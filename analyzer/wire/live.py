@@ -24,7 +24,7 @@ import numpy as np
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
 from analyzer.wire import dumpcap, files
-from analyzer.wire.types import I64, U16, Frames, SourceInfo
+from analyzer.wire.types import I64, Frames, SourceInfo
 
 ANY = "any"
 _EXAMPLE = "for example -f 'tcp port 25'"
@@ -88,7 +88,9 @@ def open_feed(wanted: Wanted, limits: Limits) -> Feed:
         chosen = [(name, _filter_for(name, wanted)) for name in names]
         return dumpcap.Dumpcap(path, chosen, wanted.promiscuous, limits)
     if not sys.platform.startswith("linux"):
-        raise CaptureError("capturing needs dumpcap here", "install Wireshark, which brings it (macOS: with ChmodBPF; Windows: with Npcap)")
+        raise CaptureError(
+            "capturing needs dumpcap here", "install Wireshark, which brings it (macOS: with ChmodBPF; Windows: with Npcap)"
+        )
     return PacketRing(names, wanted, limits)
 
 
@@ -130,7 +132,10 @@ def filter_error(expression: str, why: str) -> CaptureError:
     """A filter that libpcap does not take; a display filter is recognised as one."""
     import re
 
-    if re.search(r"==|!=.*\.|&&.*\.|\b(frame|eth|ip|ipv6|tcp|udp|smtp|imap|pop|dns|imf|tls|http)\.[a-z]|^\s*(smtp|imap|pop|dns|imf|tls)\b", expression):
+    if re.search(
+        r"==|!=.*\.|&&.*\.|\b(frame|eth|ip|ipv6|tcp|udp|smtp|imap|pop|dns|imf|tls|http)\.[a-z]|^\s*(smtp|imap|pop|dns|imf|tls)\b",
+        expression,
+    ):
         fix = f"that is a display filter; live capture takes capture filters (man pcap-filter), {_EXAMPLE}"
     else:
         fix = f"see man pcap-filter; {_EXAMPLE}"
@@ -186,7 +191,9 @@ class Stream:
         self._stopped = False
         if name == "-":
             if sys.stdin is None or sys.stdin.isatty():
-                raise CaptureError("standard input is a terminal", "pipe a capture into it: tcpdump -U -w - | mailhop capture -i -")
+                raise CaptureError(
+                    "standard input is a terminal", "pipe a capture into it: tcpdump -U -w - | mailhop capture -i -"
+                )
             fd = os.dup(sys.stdin.fileno())
         else:
             try:
@@ -245,9 +252,8 @@ _LINKTYPES = {_ETHER: 1, _LOOPBACK: 1, 65534: 101, 768: 101, 769: 101, 776: 101,
 
 
 def _hardware(name: str) -> int | None:
-    with suppress(OSError, ValueError):
-        with open(f"/sys/class/net/{name}/type") as file:
-            return int(file.read())
+    with suppress(OSError, ValueError), open(f"/sys/class/net/{name}/type") as file:
+        return int(file.read())
     return None
 
 
@@ -340,7 +346,9 @@ class _Ring:
         self._count = blocks
         self._map: mmap.mmap | None = None
         try:
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)  # protocol 0: nothing comes before the filter stands
+            self.socket = socket.socket(
+                socket.AF_PACKET, socket.SOCK_RAW, 0
+            )  # protocol 0: nothing comes before the filter stands
         except PermissionError:
             raise dumpcap.no_permission(name) from None
         try:
@@ -349,7 +357,9 @@ class _Ring:
             self.close()
             if error.errno in (errno.EPERM, errno.EACCES):
                 raise dumpcap.no_permission(name) from None
-            raise CaptureError(f"{name}: {error.strerror or error}", "mailhop doctor says what this machine can capture") from None
+            raise CaptureError(
+                f"{name}: {error.strerror or error}", "mailhop doctor says what this machine can capture"
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -462,11 +472,10 @@ def _attach(sock: socket.socket, expression: str, linktype: int) -> None:
         program = compile_filter(expression, linktype=12 if linktype == 101 else linktype)
     except Scapy_Exception as error:
         inner = str(error).rpartition(" (")[2].rstrip(")")
-        raise CaptureError(inner or "libpcap does not take it") from None
+        raise dumpcap.BadFilter(inner or "libpcap does not take it") from None
     except ImportError:
-        raise CaptureError("filters need libpcap", "apt install libpcap0.8, or capture with dumpcap: apt install wireshark-common") from None
+        raise CaptureError(
+            "filters need libpcap", "apt install libpcap0.8, or capture with dumpcap: apt install wireshark-common"
+        ) from None
     sock.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_ATTACH_FILTER", 26), sock_fprog(program.bf_len, program.bf_insns))
     free_filter(program)
-
-
-__all__ = ["Feed", "PacketRing", "Stream", "Wanted", "default_filters", "filter_error", "interfaces", "open_feed", "U16"]

@@ -23,6 +23,8 @@ from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Deli
 Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
 """(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
 
+_Kinds = tuple[int, int, int, int]
+"""VLAN of both directions' first packets, TTL of their first payloads."""
 _CHECK = 16 << 20
 _ROW_COST = 256
 _HEAD = 4096
@@ -74,6 +76,8 @@ class Streams:
         """Slots whose connections are over or ignored: state, last time, first and last sequence numbers, was it ours."""
         self._known: dict[int, tuple[int, ...]] = {}
         """State, last time and ends of the slots at hand."""
+        self._moved: set[int] = set()
+        """Slots that have changed their VLAN in the batch at hand."""
         self._source = ""
         self._listed = 0
         self._tally: dict[tuple[str, str], list[Any]] = {}
@@ -206,13 +210,25 @@ class Streams:
 
     def _kinds(self, b: "_Batch") -> None:
         """VLAN and TTL: what differs from a direction's first needs care."""
-        flows = self._flows
-        for first, column in ((b.first0, flows.kind0), (b.first1, flows.kind1)):
-            new = (first < len(b)) & (column[b.slots] < 0)
-            column[b.slots[new]] = b.kind[first[new]]
-        expected = np.where(b.side == 0, flows.kind0[b.slots][b.group], flows.kind1[b.slots][b.group])
-        b.other_kind = b.kind != expected
-        b.odd |= b.other_kind
+        flows, n = self._flows, len(b)
+        places = np.arange(n)
+        said = b.length > 0
+        said0 = np.minimum.reduceat(np.where(said & (b.side == 0), places, n), b.begins)
+        said1 = np.minimum.reduceat(np.where(said & (b.side == 1), places, n), b.begins)
+        for first, column, values in (
+            (b.first0, flows.vlan0, b.kind >> 8),
+            (b.first1, flows.vlan1, b.kind >> 8),
+            (said0, flows.ttl0, b.kind & 255),
+            (said1, flows.ttl1, b.kind & 255),
+        ):
+            new = (first < n) & (column[b.slots] < 0)
+            column[b.slots[new]] = values[first[new]]
+        ttl = np.where(b.side == 0, flows.ttl0[b.slots][b.group], flows.ttl1[b.slots][b.group])
+        b.odd |= said & (b.kind & 255 != ttl)
+        if b.kind.max() > 255 or flows.vlan0[b.slots].any() or flows.vlan1[b.slots].any():
+            vlan = np.where(b.side == 0, flows.vlan0[b.slots][b.group], flows.vlan1[b.slots][b.group])
+            b.other_vlan = b.kind >> 8 != vlan
+            b.odd |= b.other_vlan
 
     # -- numbers as Wireshark's tcp.stream
 
@@ -296,7 +312,7 @@ class Streams:
         """Deal with groups that are nothing but one SYN and its copies; the groups left."""
         flows, n = self._flows, len(b)
         every = np.arange(len(b.begins))
-        rows = ((b.flags & np.uint8(SYN | ACK | RST | FIN)) == SYN) & (b.wire == 0) & ~b.other_kind
+        rows = ((b.flags & np.uint8(SYN | ACK | RST | FIN)) == SYN) & (b.wire == 0) & ~b.other_vlan
         pure = np.logical_and.reduceat(rows, b.begins) & ((b.first0 == n) | (b.first1 == n))
         if not pure.any():
             return every
@@ -374,16 +390,17 @@ class Streams:
         names = ("state", "ts_last", "ports", "a_hi", "a_lo", "b_hi", "b_lo")
         known = zip(*(getattr(flows, name)[slots].tolist() for name in names), strict=True)
         self._known = dict(zip(slots.tolist(), known, strict=True))
-        kinds = list(zip(flows.kind0[slots].tolist(), flows.kind1[slots].tolist(), strict=True))
+        kinds = zip(*(getattr(flows, name)[slots].tolist() for name in ("vlan0", "vlan1", "ttl0", "ttl1")), strict=True)
         for slot, i, n, kind, g in zip(slots.tolist(), begins, counts, kinds, todo.tolist(), strict=True):
             if n <= _BIG:
                 self._rows(slot, c, i, i + n, kind)
             else:
                 self._many_rows(p, b, slot, int(b.begins[g]), n, kind)
         self._known = {}
+        self._moved.clear()
         self._write()
 
-    def _many_rows(self, p: Packets, b: "_Batch", slot: int, at: int, n: int, kinds: tuple[int, int]) -> None:
+    def _many_rows(self, p: Packets, b: "_Batch", slot: int, at: int, n: int, kinds: _Kinds) -> None:
         """The rows of a big group, some thousands at a time."""
         end = at + n
         for start in range(at, end, _BIG):
@@ -391,11 +408,14 @@ class Streams:
                 break
             stop = min(start + _BIG, end)
             part = b.columns(p, np.arange(start, stop))
+            if slot in self._moved:
+                part.odd = [True] * (stop - start)
+                kinds = (int(self._flows.vlan0[slot]), int(self._flows.vlan1[slot]), *kinds[2:])
             if not self._rows(slot, part, 0, stop - start, kinds):
                 self._apart[-1][1].extend(b.row[stop:end].tolist())
                 break
 
-    def _rows(self, slot: int, c: Columns, i: int, j: int, kinds: tuple[int, int]) -> bool:
+    def _rows(self, slot: int, c: Columns, i: int, j: int, kinds: _Kinds) -> bool:
         """Rows of one flow; False when the rest of the batch's must be told apart by VLAN first."""
         live = self._flows.live
         while i < j:
@@ -405,7 +425,8 @@ class Streams:
                 if i >= j:
                     break
                 flow = live[slot]
-            flow.half[0].kind, flow.half[1].kind = kinds
+            zero, one = flow.half
+            zero.vlan, one.vlan, zero.ttl, one.ttl = kinds
             i = flow.run(c, i, j) if flow.wanted else self._undecided(flow, c, i, j)
             if flow.over is not None:
                 self._close(flow, flow.over)
@@ -419,11 +440,19 @@ class Streams:
                     self._collect(flow)
                     self._apart.append((slot, c.row[i:j].tolist()))
                     return False
-                kinds = (c.kind[i], kinds[1]) if c.side[i] == 0 else (kinds[0], c.kind[i])
+                kinds = self._adopt_vlan(slot, c, i, kinds)
+                c.odd[i:j] = [True] * (j - i)
         flow = live.get(slot)
         if flow is not None and flow.items:
             self._collect(flow)
         return True
+
+    def _adopt_vlan(self, slot: int, c: Columns, k: int, kinds: _Kinds) -> _Kinds:
+        """The connection itself has changed to another VLAN in one direction."""
+        vlan, side = c.kind[k] >> 8, c.side[k]
+        (self._flows.vlan1 if side else self._flows.vlan0)[slot] = vlan
+        self._moved.add(slot)
+        return (kinds[0], vlan, *kinds[2:]) if side else (vlan, *kinds[1:])
 
     def _sleeping(self, slot: int) -> tuple[int, int]:
         """State and last time of a flow without an object."""
@@ -433,7 +462,7 @@ class Streams:
         known = self._known[slot]
         return known[0], known[1]
 
-    def _asleep(self, slot: int, c: Columns, i: int, j: int, kinds: tuple[int, int]) -> int:
+    def _asleep(self, slot: int, c: Columns, i: int, j: int, kinds: _Kinds) -> int:
         """Rows of a flow without an object: skip what opens no connection, begin one with the first that does."""
         state, last = self._sleeping(slot)
         if state == HALF:
@@ -446,7 +475,7 @@ class Streams:
             i = self._skip_late(slot, c, i, j, state, last)
         if i < j:
             flow = self._begin(slot, c, i, self._stream(slot, int(c.row[i])))
-            if j - i > 2 and flow.stage == 0 and not any(c.kind[k] != kinds[c.side[k]] for k in (i, i + 1, i + 2)):
+            if j - i > 2 and flow.stage == 0 and not any(c.kind[k] >> 8 != kinds[c.side[k]] for k in (i, i + 1, i + 2)):
                 i += flow.shake_hands(c, i)
         return i
 
@@ -539,8 +568,7 @@ class Streams:
     def _undecided(self, flow: Flow, c: Columns, i: int, j: int) -> int:
         """Rows of a connection that is not recognised yet: it is asked about when its bound is hit, wherever that is."""
         bound = self._limits.unrecognised_bytes
-        while i < j and not flow.wanted and max(flow.octets) + sum(c.length[i:j]) > bound:
-            held = list(flow.octets)
+        while i < j and not flow.wanted and max(held := flow.taken()) + sum(c.length[i:j]) > bound:
             stop = i
             while stop < j and max(held) <= bound:
                 held[c.side[stop]] += c.length[stop]
@@ -548,7 +576,7 @@ class Streams:
             i = flow.run(c, i, stop)
             if flow.over is not None or flow.split or i < stop:
                 return i
-            if max(flow.octets) > bound:
+            if max(flow.taken()) > bound:
                 self._collect(flow)
                 if not flow.wanted:
                     if flow.slot in self._flows.live:
@@ -766,7 +794,7 @@ class _Batch:
         self.kind = p.vlan[row].astype(np.int32) << 8 | p.ttl[row]
         self.odd = (flags & np.uint8(SYN | FIN | RST | URG) != 0) | (flags & np.uint8(ACK) == 0)
         self.odd |= (self.wire != self.length) | jump
-        self.other_kind = jump
+        self.other_vlan = np.zeros(len(row), np.bool_)
         places, n = np.arange(len(row)), len(row)
         self.first0 = np.minimum.reduceat(np.where(side == 0, places, n), begins)
         self.first1 = np.minimum.reduceat(np.where(side == 1, places, n), begins)
@@ -778,7 +806,7 @@ class _Batch:
         """Some of the rows as lists."""
         c = Columns()
         rows = self.row[at]
-        c.buf = p.data if isinstance(p.data, bytes) else memoryview(p.data)
+        c.batch, c.buf = p, p.data if isinstance(p.data, bytes) else memoryview(p.data)
         c.row = rows
         c.side, c.odd = self.side[at].tolist(), self.odd[at].tolist()
         c.seq, c.ack, c.flags = self.seq[at].tolist(), self.ack[at].tolist(), self.flags[at].tolist()

@@ -76,7 +76,7 @@ class Walker(ABC):
     def space(self) -> memoryview:
         """Where to put the next octets; never empty.  Frames handed out before this call are no longer valid."""
         room = len(self.buf) - SLACK
-        if self._taken and room - self.end < PIECE:
+        if self._taken and not self._held and room - self.end < PIECE:  # what is held lies where compacting would write
             self._compact()
         if self.end == room:
             room = max(2 * room, self.limits.batch_bytes)

@@ -137,6 +137,7 @@ class Tap(Session):
         super().__init__(*args)
         self.said = {"C": b"", "S": b""}
         self.times: list[tuple[str, int | None]] = []
+        self.acks: dict[tuple[str, int], int] = {}
 
     def feed(self, chunk: Any) -> Any:
         if self.tls is None:
@@ -148,6 +149,8 @@ class Tap(Session):
             while inbox.available or inbox.has_gap:
                 if inbox.available:
                     self.times.append((side, inbox.ts_at(inbox.offset)))
+                    for offset in range(inbox.offset, inbox.offset + inbox.available):
+                        self.acks[side, offset] = inbox.ack_at(offset)
                     self.said[side] += inbox.take(inbox.available)
                 if inbox.has_gap:
                     self.said[side] += f"<{inbox.take_gap()}>".encode()
@@ -254,7 +257,17 @@ def test_with_keys_the_dialogue_is_there(version: str, cut: int | str, order: st
     assert (played.info.visibility, played.info.server_name, played.anomalies) == ("decrypted", "mail.example.net", [])
 
 
-OLD = "ALL:@SECLEVEL=0"
+@pytest.mark.parametrize(("cut", "order"), EVERY_WAY)
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_acknowledgements_are_told_in_plaintext_offsets(version: str, cut: int | str, order: str) -> None:
+    turns, log = conversation(version)
+    acks = tap(dialogue(turns), log, cut=cut, order=order).session.acks
+    said = {"C": 0, "S": 0}
+    for side, octets in TALK:
+        assert {acks[side, said[side] + i] for i in range(len(octets))} == {said["S" if side == "C" else "C"]}
+        said[side] += len(octets)
+
+
 NO_ETM = 1 << 19
 SUITES = [
     ("TLSv1_2", "ECDHE-RSA-AES128-GCM-SHA256", 0),

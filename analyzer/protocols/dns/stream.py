@@ -37,6 +37,8 @@ class _Side:
     def __init__(self, inbox: Inbox) -> None:
         self.inbox = inbox
         self.found = True
+        self.need = _PREFIX
+        """Octets that must have come before it is worth looking again."""
         self.wrong_lengths = 0
 
 
@@ -99,7 +101,10 @@ class TcpSession(Session):
         while True:
             if not side.found and inbox.available:
                 side.found = _find(inbox)
+            if side.found and inbox.available < side.need and not inbox.before_gap:
+                return
             length = int.from_bytes(inbox.buf[inbox.pos : inbox.pos + _PREFIX], "big") if inbox.available >= _PREFIX else -1
+            side.need = _PREFIX
             if side.found and 0 <= length < HEADER:
                 side.wrong_lengths += 1
                 inbox.take(_PREFIX)
@@ -108,6 +113,7 @@ class TcpSession(Session):
                 inbox.take(_PREFIX)
                 yield from self._message(inbox, length)
             elif not inbox.before_gap:
+                side.need = _PREFIX + max(length, 0)
                 return
             else:
                 yield from self._rest(side, length)

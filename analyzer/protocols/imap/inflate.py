@@ -20,6 +20,8 @@ class Inflater:
         self.taken = 0
         self.given = 0
         self.fault: tuple[str, str] | None = None
+        self.where: tuple[int | None, int | None] = (None, None)
+        """Time and frame of the segment inflated last."""
         self._stream = zlib.decompressobj(-15)
 
     def feed(self, chunk: Chunk) -> Iterator[Chunk]:
@@ -27,6 +29,8 @@ class Inflater:
         if self.fault:
             return
         if chunk.gap:
+            if len(chunk.ts):
+                self.where = int(chunk.ts[0]), int(chunk.frames[0])
             self.fault = ("inflate_failed", "octets of a compressed stream are lost: the rest cannot be read")
             yield self._end(chunk.orig)
             return
@@ -34,6 +38,7 @@ class Inflater:
         ends = [*(s - chunk.offset for s in starts[1:]), len(chunk.data)]
         begin = 0
         for end, when, frame in zip(ends, ts, frames, strict=True):
+            self.where = int(when), int(frame)
             for plain in self._inflate(chunk.data[begin:end]):
                 yield Chunk(chunk.orig, 0, self.given - len(plain), plain, [self.given - len(plain)], [when], [frame], [-1])
             if self.fault:

@@ -76,7 +76,7 @@ class Responses(Units):
 
     def now(self) -> tuple[int | None, int | None]:
         """Time and frame of the octet read last: the end of a response."""
-        return self.server.segment_at(self.server.offset - 1)[:2]
+        return self.early_end or self.server.segment_at(self.server.offset - 1)[:2]
 
     # resp-cond-state, capability-data, mailbox-data
 
@@ -301,13 +301,13 @@ class Responses(Units):
         entry: Entry = unit.entry
         quoted: list[tuple[str, int | None, Literal]] = []
         for name, value in grammar.attributes(rest[rest.find(b"(") :]):
-            if name == "UID" and isinstance(value, str) and value.isdigit() and len(value) <= 10:
+            if name == "UID" and isinstance(value, str) and value.isdecimal() and len(value) <= 10:
                 if int(value) != entry.uid:
                     entry = unit.entry = self._named(unit.box, unit.number, int(value))
             elif name == "FLAGS" and isinstance(value, list):
                 entry.flags = tuple(flag for flag in value[:100] if isinstance(flag, str))
                 unit.box.mark(entry, any(flag.upper() == "\\DELETED" for flag in entry.flags))
-            elif name == "RFC822.SIZE" and isinstance(value, str) and value.isdigit() and len(value) < 20:
+            elif name == "RFC822.SIZE" and isinstance(value, str) and value.isdecimal() and len(value) < 20:
                 entry.size = int(value)
             elif name == "ENVELOPE" and isinstance(value, list) and len(value) > 9:
                 known = grammar.octets(value[9], [x.octets for x in unit.literals])
@@ -320,7 +320,7 @@ class Responses(Units):
 
     def _quoted(self, unit: Unit, name: str, value: bytes, quoted: list[tuple[str, int | None, Literal]]) -> None:
         """Message octets may come as a quoted string, too: nstring = string / nil."""
-        kind, origin = self._kind(unit, grammar.item(name.encode("latin-1")))
+        kind, origin = self._kind(unit, grammar.item(name.encode("latin-1", "replace")))
         if kind != OTHER:
             literal = self._literal(unit, kind, origin, len(value))
             literal.feed(value)

@@ -233,7 +233,7 @@ class Session(Responses):
                 self.happened(event, box, entry, number, f"to {target}", new_mailbox=target)
             return
         numbers = {entry.uid: number for number, entry in gone if entry is not None}
-        where = int(validity) if validity.isdigit() and len(validity) < 20 else None
+        where = int(validity) if validity.isdecimal() and len(validity) < 20 else None
         for uid, new_uid in pairs:
             detail = f"to {target} as UID {new_uid}"
             moved = {"new_mailbox": target, "new_uidvalidity": where, "new_uid": new_uid}

@@ -173,6 +173,9 @@ class Units(BaseSession):
         """STARTTLS or COMPRESS was granted: what makes both directions turn, to be done before any other octet is read."""
         self._inflaters: tuple[Inflater, Inflater] | None = None  # of the server, of the client
         self._given_up = -1
+        self._early: tuple[bytes, Unit] | None = None
+        self.early_end: tuple[int | None, int | None] | None = None
+        """Time and frame of the end of a reply that waited for its command's end."""
 
     # what units mean: session.py
 
@@ -239,8 +242,7 @@ class Units(BaseSession):
             (self.client if from_client else self.server).append(plain)
             self.pump()
         if inflater.fault is not None and before is None:
-            last = len(chunk.ts) - 1
-            self.weird(*inflater.fault, *((int(chunk.ts[last]), int(chunk.frames[last])) if last >= 0 else (None, None)))
+            self.weird(*inflater.fault, *inflater.where)
 
     # both directions
 
@@ -324,6 +326,8 @@ class Units(BaseSession):
         moved = False
         side = self.asks
         while self.turning is None and (self._hold is None or self._granted or self._sasl_turn is not None):
+            if self._hold is not None and self._server_behind():
+                return moved
             if side.left is not None:
                 if not self._read_literal(side) and not self._gap(side):
                     return moved
@@ -338,6 +342,19 @@ class Units(BaseSession):
                     return moved
             moved = True
         return moved
+
+    def _server_behind(self) -> bool:
+        """The server has said more before the client's next octets: it may have ended what they belong to."""
+        client, server = self.client, self.server
+        if not client.available or not (server.available or server.has_gap):
+            return False
+        if self.asks.left is not None and self.asks.left.left < self.asks.left.size:
+            return False
+        ts, _, ack = client.segment_at(client.offset)
+        if ack >= 0:
+            return ack > server.offset
+        said = server.ts_at(server.offset)
+        return ts is not None and said is not None and said < ts
 
     def _client_line(self, side: Side, line: bytes) -> None:
         if self._sasl_turn is not None:
@@ -441,7 +458,10 @@ class Units(BaseSession):
         moved = False
         side = self.says
         while self.turning is None:
-            if side.left is not None:
+            if self._early is not None:
+                if not self._read_early():
+                    return moved
+            elif side.left is not None:
                 if not self._read_literal(side) and not self._gap(side):
                     return moved
             else:
@@ -463,7 +483,9 @@ class Units(BaseSession):
     def _client_behind(self, at: At) -> bool:
         """The client may have octets to read that came before the server's octets that began there."""
         client, (ts, frame, ack) = self.client, at
-        if client.ended or not self.greeted or (self._hold is not None and not self._granted and self._sasl_turn is None):
+        if client.ended or (self._hold is not None and not self._granted and self._sasl_turn is None):
+            return False
+        if self._hold is not None and self._server_behind():
             return False
         if ack >= 0:
             if ack <= client.offset:
@@ -500,7 +522,12 @@ class Units(BaseSession):
             unit = Unit(side.at)
             if side.cut:
                 self.weird("line_too_long", "a response of the server", *side.at[:2])
-            if line[-1:] != b"}" or line[:2] != b"* " or _STATUS.match(line):
+            if line[:2] != b"* ":
+                self._early = (line, unit)
+                if not self._read_early():
+                    self.early_end = self.server.segment_at(self.server.offset - 1)[:2]
+                return
+            if line[-1:] != b"}" or _STATUS.match(line):
                 self.response_read(line, unit)
                 return
         announced = grammar.literal(line)
@@ -515,12 +542,31 @@ class Units(BaseSession):
         side.left = self.literal_said(unit, announced[0]) if len(unit.literals) < _LITERALS else Literal(announced[0], 0)
         unit.add(side.left)
 
+    def _read_early(self) -> bool:
+        """A tagged reply waits for the end of its command, which it may overtake; false while it does."""
+        assert self._early is not None
+        line, unit = self._early
+        sending = self.asks.unit.asked if self.asks.unit is not None else None
+        if (
+            sending is not None
+            and not sending.done
+            and self._hold is not sending
+            and not self.client.ended
+            and line.startswith(sending.tag + b" ")
+            and self.server.held <= self.limits.waiting_bytes
+        ):
+            return False
+        self._early = None
+        self.response_read(line, unit)
+        self.early_end = None
+        return True
+
     def _surely(self, line: bytes) -> bool:
         """Behind a gap: this line begins a response, and is not the text of a message."""
         if _RESPONSE.match(line):
             return True
         found = grammar.tagged(line)
-        return found is not None and found.tag in self.tags
+        return found is not None and found.tag in self.tags and given_before(self.tags[found.tag][0], self.says.at)
 
     def granted(self, line: bytes, at: At) -> None:
         """continue-req = "+" SP (resp-text / base64): the client may go on (RFC 9051 7.6)."""

@@ -16,6 +16,7 @@ from analyzer.protocols.smtp import grammar
 from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     BLOB,
+    CHECKING,
     CHUNK,
     DATA,
     END_OF_DATA,
@@ -32,6 +33,8 @@ from analyzer.wire.types import Chunk, Connection
 
 TLS_HANDSHAKE = 0x16
 """First octet of a TLS record in which a handshake begins (RFC 8446 5.1); no command or reply begins so."""
+_SURPLUS = 16
+"""Replies to nothing that are named, per session."""
 _WHOLE = re.compile(rb"(?:\d\d\d-[^\n]*\n)*(\d\d\d)(?: [^\n]*|\r)?\n")
 """A whole reply (RFC 5321 4.2)."""
 
@@ -77,6 +80,10 @@ class Dialogue(BaseSession):
         """What waits for a reply, oldest first."""
         self.awaited: Given | None = None
         """The command whose reply tells how to read on."""
+        self.chunk: Given | None = None
+        """The BDAT whose octets are being read."""
+        self.receiving: Transaction | None = None
+        """The transaction whose mail data is being read."""
         self.split: Transaction | None = None
         """A message that may have been two, until the next reply tells."""
         self.impatient = False
@@ -85,10 +92,12 @@ class Dialogue(BaseSession):
         """Not everything that was said is in the capture."""
         self.holes: list[int] = []
         """Stream offsets behind the losses in the server's octets."""
-        self.heard_354 = False
-        """The last reply to a lost command was 354."""
+        self.heard_354: int | None = None
+        """The last reply to a lost command was 354: so many of the client's octets had the server then."""
         self.farewell: Reply | None = None
         """A refusal that answers nothing: the server ends the session."""
+        self.surplus: list[Reply] = []
+        """The first replies to nothing that was seen."""
         self._reply_hole = self.command_hole = self.lossy
         self._broken = False  # the next line of the server may lack its beginning
         self._skip = False  # the server's line was cut: its rest comes as lines
@@ -242,7 +251,7 @@ class Dialogue(BaseSession):
 
     def _answers_nothing(self, reply: Reply) -> bool:
         """With no command waiting: whether the server had nothing to answer when it said this."""
-        if self.state in (DATA, HOLE, LOST, LOOKING, CHUNK):
+        if self.state in (DATA, HOLE, CHECKING, LOST, LOOKING, CHUNK):
             return False
         return self.impatient or 0 <= reply.ack <= self.client.offset
 
@@ -252,8 +261,8 @@ class Dialogue(BaseSession):
             return True
         if reply.kind in REFUSED:
             self.farewell = reply
-        if not self.lossy and self.client.seen:
-            self.weird("reply_unasked", f"{reply.code} {grammar.reply_text(reply.lines, 80)}", reply.ts, reply.frame)
+        if len(self.surplus) < _SURPLUS:
+            self.surplus.append(reply)
         return False
 
     def _align(self, first: Reply) -> bool:
@@ -263,20 +272,23 @@ class Dialogue(BaseSession):
         answers the group's last commands: so many of the first were answered in the hole.
         """
         replies, waiting = self.replies, self.waiting
-        if first.ack > self.client.offset and self.state != WAITING and not self.over():
-            return False  # commands that the server had may still be unread
+        if not self.over() and not self._all_read(first):
+            return False
         group = len(waiting) if _together(waiting[-1], first) else sum(1 for given in waiting if _together(given, first))
         if not group:  # it was given before the server had any of these: it answers a lost command
-            first.hole = False
+            if not self.unasked(first):
+                replies.popleft()
             return True
         heard = self._heard_after(group)
         if (heard is None or heard > self.server.offset) and not self.over():
             return False
-        behind = waiting[0].hole
+        behind, lossless = waiting[0].hole, not first.hole
         first.hole = waiting[0].hole = False
         wanted = sum(self._expected(given) for given in islice(waiting, group))
         bound = heard if heard is not None and heard >= 0 else None
         count = min(len(replies), wanted) if bound is None else sum(1 for r in replies if r.end <= bound)
+        if not count and lossless:
+            return True  # the client did not wait, and no answer was lost
         if not count:
             return self._none_heard(first, group, behind)
         for _ in range(count - wanted):
@@ -284,6 +296,14 @@ class Dialogue(BaseSession):
         for _ in range(wanted - count):
             self._lose_answer(waiting[0])
         return True
+
+    def _all_read(self, first: Reply) -> bool:
+        """All commands that the server had when it gave this reply are read."""
+        if self.chunk is not None:
+            return not _together(self.chunk, first)
+        if self.receiving is not None and first.ack >= self.receiving.data_begin:
+            return False
+        return first.ack <= self.client.offset or self.state == WAITING
 
     def _expected(self, given: Given) -> int:
         """Replies that this calls for."""
@@ -313,6 +333,8 @@ class Dialogue(BaseSession):
         """Server octets the client had when it went on after so many waiting commands; None when it has not yet."""
         if count < len(self.waiting):
             return self.waiting[count].ack
+        if self.chunk is not None:
+            return self.chunk.ack
         if self.client.available:
             return self.client.ack_at(self.client.offset)
         return None

@@ -15,6 +15,7 @@ from analyzer.protocols.smtp.transaction import Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     BLOB,
     COMMANDS,
+    CUT_OFF,
     DATA,
     END_OF_DATA,
     HOLE,
@@ -50,10 +51,6 @@ class Recovery(Dialogue):
         """Keep whole messages (for extraction)."""
         self.transaction: Transaction | None = None
         """The transaction that commands read now belong to."""
-        self.receiving: Transaction | None = None
-        """The transaction whose mail data is being read."""
-        self.chunk: Given | None = None
-        """The BDAT whose octets are being read."""
         self.left = 0
         """Octets still to come of a chunk or blob."""
         self.cut = False
@@ -61,6 +58,8 @@ class Recovery(Dialogue):
         self.headless = self.lossy
         """Since the last loss between commands no MAIL was read, nor what would end a transaction."""
         self.forks: list[Fork] = []
+        self._behind: MessageReader | None = None  # the message as it was behind its last loss, at the first octet kept
+        self._ended_in_hole = False
         self._lost = 0  # client octets lost before what is looked at
 
     def conclude(self, transaction: Transaction, why: str, ts: int | None, frame: int | None) -> None:
@@ -107,6 +106,8 @@ class Recovery(Dialogue):
         self.waiting.append(given)
         self.transaction = self.receiving = None
         self.state = COMMANDS
+        if not self.forks:
+            self.forget_forks()
 
     # replies that do not come
 
@@ -165,10 +166,17 @@ class Recovery(Dialogue):
 
     def lose_commands(self) -> bool:
         """Octets of the client are lost between its commands."""
+        inbox = self.client
+        if inbox.available and self.state == COMMANDS:  # a command without its end: there will be a reply to it
+            begin, end = inbox.offset, inbox.offset + inbox.available
+            ts, frame, ack, ts_end, _ = inbox.span(begin, end)
+            given = Given(CUT_OFF, begin, end, ts, frame, ack, ts_end)
+            given.hole, self.command_hole = self.command_hole, False
+            self.waiting.append(given)
         self.cut = False
-        self._lost = self.client.take_gap()
+        self._lost = inbox.take_gap()
         self.lossy = self.command_hole = self.headless = True
-        self.heard_354 = False
+        self.heard_354 = None
         self.awaited = None
         if self.transaction is not None:
             self.transaction.holed = True
@@ -189,7 +197,7 @@ class Recovery(Dialogue):
             return False
         while self.replies and not self.waiting and (self.replies[0].end <= heard or 0 <= self.replies[0].ack <= inbox.offset):
             self.unasked(self.replies.popleft())
-        if self.heard_354:
+        if self.heard_354 is not None:
             return self._receive_blind()
         if inbox.buf[inbox.pos] == TLS_HANDSHAKE:  # STARTTLS was lost
             self.info.starttls = "used"
@@ -201,35 +209,31 @@ class Recovery(Dialogue):
     def look(self) -> bool:
         """Does the server's next reply come at the end of a body, or of a line?"""
         inbox = self.client
+        if self.heard_354 is not None:
+            return self._receive_blind()
         offset = inbox.offset
         reply = next((r for r in self.replies if r.ack < 0 or r.ack > offset), None)
         if not self.over() and (reply is None or reply.ack > offset + inbox.available):
             return False
-        buf, pos = inbox.buf, inbox.pos
-        end = pos if buf.startswith(b".\r\n", pos) else buf.find(_END, pos)
-        body_end = offset + end - pos + (3 if end == pos else 5)
-        if reply is not None and reply.ack >= 0 and end >= 0 and body_end <= reply.ack:
+        stop = inbox.available if reply is None or reply.ack < 0 else min(reply.ack - offset, inbox.available)
+        octets = inbox.buf[inbox.pos : inbox.pos + stop]
+        end = 0 if octets.startswith(b".\r\n") else octets.find(_END)
+        found = next((m.end() for m in _LINE_START.finditer(octets) if grammar.LINE.match(octets, m.end())), None)
+        if end >= 0 and (found is None or end < found or reply is not None):
             return self._receive_blind()
-        found = next((m.end() for m in _LINE_START.finditer(buf, pos) if grammar.LINE.match(buf, m.end())), None)
-        if end >= 0 and (found is None or end < found):
+        if found is None and self.impatient and octets.count(b"\n") > 1:
             return self._receive_blind()
-        if found is not None:
-            inbox.pos = found
-            self.state = COMMANDS
-            return True
-        if self.impatient and buf.count(b"\n", pos) > 1:
-            return self._receive_blind()
-        self.state = LOST
-        if reply is not None and reply.ack > offset:
-            inbox.take(reply.ack - offset)
-        else:
-            inbox.pos = len(buf)
+        self.state = LOST if found is None else COMMANDS
+        inbox.take(stop if found is None else found)
         return True
 
     def _receive_blind(self) -> bool:
         """A message whose beginning was not seen."""
         inbox = self.client
-        self.heard_354 = self.impatient = False
+        if self.heard_354 is not None:
+            inbox.take(self.heard_354 - inbox.offset)
+        self.heard_354 = None
+        self.impatient = False
         self.receive(self.transaction, None)
         transaction = self.receiving
         assert transaction is not None and transaction.reader is not None
@@ -237,35 +241,69 @@ class Recovery(Dialogue):
         if inbox.buf.startswith(b".\r\n", inbox.pos):
             inbox.take(3)
             self.end_data(transaction)
+        else:
+            self._behind = transaction.reader.copy()
+            inbox.keep(self.client_is_orig)
         return True
 
     # losses inside a message
 
-    def lose_data(self) -> bool:
-        """Octets of a message are lost: perhaps its end with them."""
-        self.forget_forks()
-        self._lost = self.client.take_gap()
-        self.state = HOLE
-        return True
-
     def cross_hole(self) -> bool:
-        """Was the end of the message lost?  Then the client had the reply to it when it went on."""
+        """Octets of a message are lost.  Its end with them?  Then the client had the reply to it when it went on."""
         inbox, transaction = self.client, self.receiving
         assert transaction is not None and transaction.reader is not None
-        heard = inbox.ack_at(inbox.offset)
+        heard = inbox.ack_beyond_gap()
         if not self._known_to(heard):
             return False
-        ended = any(reply.end <= heard and reply.kind in (2, 4, 5) for reply in self.replies)
-        if not ended and (heard < 0 or self.holes):
-            if not self.readable():
-                return False
-            ended = grammar.LINE.match(inbox.buf, inbox.pos) is not None
-        transaction.reader.gap(-1 if ended else self._lost)
+        reply = next((r for r in self.replies if r.end <= heard and r.kind in (2, 4, 5)), None)
+        if reply is not None and 0 <= reply.ack <= inbox.offset:
+            return self._end_at(reply, transaction)
+        self.forget_forks()
+        self._lost = inbox.take_gap()
+        self.state = DATA if reply is None else HOLE
+        if reply is None and heard >= 0 and not self.holes:
+            self._go_on_behind(transaction.reader)
+        else:
+            self.state = HOLE
+            self._ended_in_hole = reply is not None
+        return True
+
+    def look_behind(self) -> bool:
+        """A message has a hole, and perhaps its end was in it."""
+        inbox, transaction = self.client, self.receiving
+        assert transaction is not None and transaction.reader is not None
+        if not self._ended_in_hole and not self.readable():
+            return False
+        if not self._ended_in_hole and not grammar.LINE.match(inbox.buf, inbox.pos):
+            self._go_on_behind(transaction.reader)
+            return True
+        transaction.reader.gap(-1)
+        self.end_data(transaction)
+        self.lossy = self.command_hole = self.headless = True
+        self.state = LOST
+        return True
+
+    def _go_on_behind(self, reader: MessageReader) -> None:
+        """The message goes on behind the hole."""
+        reader.gap(self._lost)
+        self._behind = reader.copy()
+        self.client.keep(self.client_is_orig)
         self.state = DATA
-        if ended:
-            self.end_data(transaction)
-            self.lossy = self.command_hole = self.headless = True
-            self.state = LOST
+
+    def check_end(self) -> bool:
+        """Behind a loss, an end of data may be a later message's: had the server replied before?"""
+        inbox, transaction = self.client, self.receiving
+        assert transaction is not None
+        heard = inbox.ack_at(inbox.offset - 1)
+        if not self._known_to(heard):
+            return False
+        begin = inbox.kept[0].offset if inbox.kept else inbox.offset
+        for reply in self.replies:
+            if reply.end <= heard and reply.kind in (2, 4, 5) and begin < reply.ack < inbox.offset:
+                self._read_again(transaction, begin, reply.ack)
+                break
+        transaction.data_done = True
+        self.end_data(transaction)
         return True
 
     def lose_chunk(self, given: Given, reader: MessageReader | None) -> bool:
@@ -300,14 +338,14 @@ class Recovery(Dialogue):
 
     def unasked(self, reply: Reply) -> bool:
         """A reply to nothing that was seen; behind a loss, still the server's word on a message."""
-        before, self.heard_354 = self.heard_354, reply.code == 354
+        before, self.heard_354 = self.heard_354, reply.ack if reply.code == 354 else None
         if super().unasked(reply):
             return True
         if self.client.seen and not self.lossy:
             return False
         if reply.code == 220 and self.info.ts_banner is None:
             self.greeted(reply)
-        elif before and reply.kind in (2, 4, 5) and self.receiving is None:
+        elif before is not None and reply.kind in (2, 4, 5) and self.receiving is None:
             transaction = self.transaction or self.without_mail(reply.frame)
             transaction.reader = MessageReader(self.limits, self.keep_raw)
             transaction.reader.gap(-1)
@@ -332,7 +370,7 @@ class Recovery(Dialogue):
         assert transaction.reader is not None
         if not _may_go_on(buf[at : at + _AFTER]):
             return
-        if not self.forks:
+        if inbox.kept is None:
             inbox.keep(self.client_is_orig)
         ts, frame, _ = inbox.segment_at(inbox.offset - 1)
         self.forks.append(Fork(inbox.offset, transaction.reader.fork(), ts, frame))
@@ -340,7 +378,7 @@ class Recovery(Dialogue):
 
     def forget_forks(self) -> None:
         """Only the standard's reading remains."""
-        self.forks = []
+        self.forks, self._behind = [], None
         self.client.kept, self.client.kept_octets = None, 0
 
     def likely_fork(self, reply: Reply | None) -> Fork | None:
@@ -364,23 +402,44 @@ class Recovery(Dialogue):
         reply = self.replies[0]
         if reply.kind != 2 or reply.ack > self.client.offset or (reply.ack < 0 and not self.client.ended):
             return False
+        return self._end_at(reply, transaction)
+
+    def _end_at(self, reply: Reply, transaction: Transaction) -> bool:
+        """The server has taken the message for ended where no end of data was seen."""
         if not self.go_back(reply, transaction):
+            begin = self.client.kept[0].offset if self.client.kept else reply.ack
+            if begin < reply.ack:
+                self._read_again(transaction, begin, reply.ack)
+            transaction.carried.ts_eom = self.client.ts_at(self.client.offset - 1)
             self.end_data(transaction)
             self.state = LOST
         return True
+
+    def _read_again(self, transaction: Transaction, begin: int, end: int) -> None:
+        """The message ended at `end`: what was read of it from `begin` on is read again."""
+        reader = self._behind
+        if reader is None:
+            return
+        self._return_to(begin)
+        transaction.reader, self._behind = reader, None
+        reader.feed_stuffed(self.client.take(end - begin))
+
+    def _return_to(self, offset: int) -> None:
+        """Unread the client's octets from here on."""
+        kept, ended = self.client.kept or [], self.client.ended
+        self.client = Inbox(self.limits)
+        for chunk in kept:
+            self.client.append(chunk)
+        self.client.take(offset - self.client.offset)
+        self.client.ended = ended
 
     def go_back(self, reply: Reply, transaction: Transaction) -> bool:
         """The reply shows that the message ended earlier: read again from there; False when there is no such place."""
         fork = self.likely_fork(reply)
         if fork is None:
             return False
-        kept, ended = self.client.kept or [], self.client.ended
-        self.client = Inbox(self.limits)
-        for chunk in kept:
-            self.client.append(chunk)
-        self.client.take(fork.offset - self.client.offset)
-        self.client.ended = ended
-        self.forks, self.split = [], None
+        self._return_to(fork.offset)
+        self.forks, self.split, self._behind = [], None, None
         self.waiting.clear()
         self.awaited = self.chunk = None
         detail = f"the server's replies show that it took octet {fork.offset} of the client for the end of a message"

@@ -16,8 +16,10 @@ from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     AWAITED,
     BLOB,
+    CHECKING,
     CHUNK,
     COMMANDS,
+    CUT_OFF,
     DATA,
     DEAF,
     END_OF_DATA,
@@ -132,6 +134,10 @@ class Session(Recovery):
         if ack <= greeting.begin if ack >= 0 else (ts or 0) < (greeting.ts_first or 0):
             self.weird("early_talker", "the client spoke before the greeting", ts, frame)
 
+    def _answer_cut_off(self, given: Given, reply: Reply) -> bool:
+        self.heard_354 = reply.ack if reply.code == 354 else None
+        return True
+
     def _answer_hello(self, given: Given, reply: Reply) -> bool:
         info = self.info
         if reply.kind == 2:
@@ -166,6 +172,8 @@ class Session(Recovery):
         for later in self.waiting:
             if later.transaction is transaction:
                 later.transaction = outer
+            elif later.transaction is not None and later.transaction.outer is transaction:
+                later.transaction.outer = outer
         if self.transaction is transaction:
             self.transaction = outer
         given.transaction = None
@@ -460,7 +468,7 @@ class Session(Recovery):
         assert transaction is not None and transaction.reader is not None
         if not inbox.available:
             if inbox.has_gap:
-                return self.lose_data()
+                return self.cross_hole()
             return self.ended_early(transaction)
         begin = inbox.offset
         if transaction.carried.ts_data is None:
@@ -471,11 +479,13 @@ class Session(Recovery):
             inbox.pos = len(buf)
             return True
         inbox.pos = at
-        if transaction.reader.ended:
+        if not transaction.reader.ended:
+            self.fork(transaction, buf, at)
+        elif transaction.reader.whole:
             transaction.data_done = True
             self.end_data(transaction)
         else:
-            self.fork(transaction, buf, at)
+            self.state = CHECKING
         return True
 
     def _read_chunk(self) -> bool:
@@ -589,6 +599,9 @@ class Session(Recovery):
         while self.waiting:
             self.unanswered(self.waiting.popleft(), lost)
         self.flush_replies()
+        if not self.lossy and self.client.seen:
+            for reply in self.surplus:
+                self.weird("reply_unasked", f"{reply.code} {grammar.reply_text(reply.lines, 80)}", reply.ts, reply.frame)
         transaction = self.transaction
         if transaction is None or transaction.closed:
             return
@@ -622,7 +635,8 @@ READERS: dict[str, Callable[[Session], bool]] = {
     PREFACE: Session._read_preface,
     LOST: Session.find_step,
     LOOKING: Session.look,
-    HOLE: Session.cross_hole,
+    HOLE: Session.look_behind,
+    CHECKING: Session.check_end,
     DEAF: Session._read_nothing,
 }
 """Who takes the client's next unit, by state; true when something was taken or changed."""
@@ -645,6 +659,7 @@ READS: dict[str, Callable[[Session, Given, bytes], None]] = {
 
 ANSWERS: dict[str, Callable[[Session, Given, Reply], bool]] = {
     GREETING: Session._answer_greeting,
+    CUT_OFF: Session._answer_cut_off,
     **dict.fromkeys(HELLO, Session._answer_hello),
     **dict.fromkeys(("RSET", "QUIT"), Session._answer_end),
     "MAIL": Session._answer_mail,

@@ -1,6 +1,6 @@
 """States of an SMTP session, and what its commands and replies do to them."""
 
-COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, PREFACE, LOST, LOOKING, HOLE, DEAF = (
+COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, PREFACE, LOST, LOOKING, HOLE, CHECKING, DEAF = (
     "commands",  # command lines
     "waiting",  # nothing, until the reply that is awaited tells what follows
     "data",  # mail data, up to CRLF . CRLF
@@ -12,6 +12,7 @@ COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, PREFACE, LOST, LOOKING, HOL
     "lost",  # whatever stands behind a loss between commands
     "looking",  # the same, when its first line did not tell
     "hole",  # whatever stands behind a loss in mail data
+    "checking",  # command lines, unless the message that had a loss ended before this end of data
     "deaf",  # nothing that is understood
 )
 
@@ -29,7 +30,7 @@ NEXT: dict[tuple[str, int], str] = {
 AWAITED = frozenset(verb for verb, _ in NEXT)
 """Commands after which the client's octets cannot be read before the reply."""
 
-GREETING, END_OF_DATA, STRAY = "(greeting)", "(end of data)", "(stray)"
+GREETING, END_OF_DATA, STRAY, CUT_OFF = "(greeting)", "(end of data)", "(stray)", "(cut off)"
 """What else is answered by a reply; never shown as a command."""
 HELLO = frozenset(("EHLO", "HELO", "LHLO"))
 ENDS = HELLO | {"RSET", "QUIT", "STARTTLS", "X-ANONYMOUSTLS", "XCLIENT", "TURN", "ATRN"}

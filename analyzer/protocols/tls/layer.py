@@ -260,7 +260,7 @@ class Layer:
         """Read records as far as they have come; whether any was."""
         inbox, moved = half.inbox, False
         while not half.blind and half.seeking is None:
-            if half.lost and inbox.available:
+            if half.lost and inbox.available and (inbox.available >= half.need or inbox.before_gap):
                 half.lost = not _find(half)
             if not half.lost and inbox.available >= half.need:
                 buf = inbox.buf
@@ -302,7 +302,7 @@ class Layer:
 
     def _must_wait(self, half: _Half, kind: int) -> bool:
         """Whether a record's meaning hangs on a hello of the other side that has not come."""
-        if self.secrets is None or self._failed or half.opener is not None or (kind in (HANDSHAKE, ALERT) and not half.protected):
+        if not self.secrets or self._failed or half.opener is not None or (kind in (HANDSHAKE, ALERT) and not half.protected):
             return False
         turn = half.specs if half.protected else half.specs + 1
         if self._servers and self._servers[0].version >= TLS13:
@@ -351,7 +351,7 @@ class Layer:
 
     def _prepare(self, half: _Half, turn: int) -> None:
         """The keys of a direction, from its first protected record on."""
-        if self.secrets is None or self._failed or len(self._clients) < turn or len(self._servers) < turn:
+        if not self.secrets or self._failed or len(self._clients) < turn or len(self._servers) < turn:
             return
         half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
 
@@ -552,17 +552,17 @@ def _find(half: _Half) -> bool:
         if found is None:
             keep = max(pos, len(buf) - RECORD + 1)
             half.gap_bytes += keep - inbox.pos
-            inbox.pos = keep
+            inbox.pos, half.need = keep, RECORD
             return False
         at = found.start()
         then = at + RECORD + _u16(buf, at + 3)
         if then + RECORD > len(buf) and not inbox.before_gap:
             half.gap_bytes += at - inbox.pos
-            inbox.pos = at
+            inbox.pos, half.need = at, then + RECORD - at
             return False
         if then <= len(buf) and (_HEADER.match(buf, then) or then + RECORD > len(buf)) and buf[at + 3 : at + 5] != b"\0\0":
             half.gap_bytes += at - inbox.pos
-            inbox.pos = at
+            inbox.pos, half.need = at, RECORD
             return True
         pos = at + 1
 

@@ -1,0 +1,706 @@
+"""The corridor's live side: a source that does not end is read, kept, analyzed and told while it goes on.
+
+source -> reader (thread) -> capture file
+                          -> backlog -> pipeline -> ledger -> rows, lines
+
+1. The reader only copies: what was captured is in the capture file before it is analyzed.
+2. The backlog is bounded.  When analysis falls behind, whole batches are left out of it, counted and said.
+3. Only the capture tells time, except for `-a duration` and for how often the story is told.
+"""
+
+import gc
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from analyzer.errors import CaptureError, MailhopError
+from analyzer.ledger import DECIDED, Ledger
+from analyzer.limits import Limits
+from analyzer.mail.records import Hop, Message
+from analyzer.mail.story import Told
+from analyzer.pipeline import Pipeline, Result
+from analyzer.protocols import tls
+from analyzer.protocols.base import MessageCarried
+from analyzer.protocols.registry import PROTOCOLS
+from analyzer.tables import TABLES, Tables
+from analyzer.tables.export import export
+from analyzer.tables.parts import Parts
+from analyzer.wire.anomalies import Anomaly
+from analyzer.wire.dumpcap import BadFilter
+from analyzer.wire.live import Feed, Wanted, default_filters, filter_error, open_feed
+from analyzer.wire.ring import CaptureFile, RingRule
+from analyzer.wire.types import Frames, SourceInfo
+
+if TYPE_CHECKING:
+    from analyzer.analysis import Analysis
+
+_TICK = 0.2
+"""Seconds after which something is looked at when no packets come."""
+_SEEN = 100_000
+"""Message-IDs remembered to count messages for `-a messages:N`."""
+_START = 10.0
+"""Seconds for a capture to begin."""
+_SWEEP = 50
+"""Tellings after which all garbage is looked for, not only that of the last telling."""
+_LATEST = 200
+"""Hops kept for the watch screen."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When a capture stops by itself; None is never."""
+
+    seconds: float | None = None
+    messages: int | None = None
+    packets: int | None = None
+
+
+UNTIL = {"duration": "seconds", "messages": "messages", "packets": "packets"}
+
+
+def parse_until(texts: Sequence[str]) -> Until:
+    """`duration:60 packets:1000` as conditions.  Raises CaptureError for what is none."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition(":")
+        try:
+            number = float(value) if name == "duration" else int(value)
+            if name not in UNTIL or not number > 0:
+                raise ValueError
+        except ValueError:
+            raise CaptureError(f"-a {text} is no stop condition", "use duration:SECONDS, messages:N or packets:N") from None
+        found[UNTIL[name]] = number
+    return Until(**found)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to capture, where to put it, when to stop."""
+
+    interfaces: tuple[str, ...]
+    filter: str | None = None
+    """Kernel filter; None: mail ports, DNS and fragments; "": everything."""
+    promiscuous: bool = True
+    backend: str = "auto"
+    write: str | PathLike[str] | None = None
+    ring: RingRule = field(default_factory=RingRule)
+    until: Until = field(default_factory=Until)
+    directory: str | PathLike[str] | None = None
+    formats: tuple[str, ...] = ("jsonl",)
+    keylogs: tuple[str | PathLike[str], ...] = ()
+    keep: bool = False
+    """Keep finished rows for `analysis` (in temporary files); not needed when nobody asks."""
+
+
+@dataclass
+class Counts:
+    """Numbers of a capture so far."""
+
+    packets: int = 0
+    octets: int = 0
+    dropped: int = 0
+    """Lost before they came here (dumpcap tells at the end)."""
+    shed: int = 0
+    """Captured and not analyzed."""
+    hops: int = 0
+    messages: Counter[str] = field(default_factory=Counter)
+    """Finished messages by outcome."""
+
+
+@dataclass
+class Standing:
+    """What the latest telling says of the open messages."""
+
+    ts: int = 0
+    messages: list[Message] = field(default_factory=list)
+    """Not decided yet, the oldest first."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Open messages, decided ones included, by outcome."""
+    latency: dict[str, tuple[int, float | None, float | None]] = field(default_factory=dict)
+    """Role of the server -> hops, median accept_s, median queue_s of the hop."""
+
+
+class _Backlog:
+    """Batches between the reader and the analysis, bounded in octets."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._batches: deque[tuple[Frames, list[bytes]]] = deque()
+        self._octets = 0
+        self._change = threading.Condition()
+        self.over = False
+        self.shed = 0
+        """Frames left out since last asked."""
+
+    def put(self, frames: Frames, secrets: list[bytes]) -> None:
+        """Add a batch, or leave it out when there is no room (TLS secrets are kept)."""
+        with self._change:
+            if self._octets + len(frames.data) > self._most and self._batches:
+                self.shed += len(frames)
+                self._batches[-1][1].extend(secrets)
+                return
+            self._batches.append((frames, secrets))
+            self._octets += len(frames.data)
+            self._change.notify()
+
+    def get(self, timeout: float) -> tuple[Frames, list[bytes]] | None:
+        """The next batch; None when none has come in time, or it is over."""
+        with self._change:
+            if not self._batches and not self.over:
+                self._change.wait(timeout)
+            if not self._batches:
+                return None
+            batch = self._batches.popleft()
+            self._octets -= len(batch[0].data)
+            return batch
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        with self._change:
+            self.over = True
+            self._change.notify()
+
+    def take_shed(self) -> int:
+        """Frames left out since last asked."""
+        with self._change:
+            shed, self.shed = self.shed, 0
+            return shed
+
+    @property
+    def done(self) -> bool:
+        """Over and empty."""
+        with self._change:
+            return self.over and not self._batches
+
+
+class _Sink(Tables):
+    """Finished rows: to the growing files, and kept where somebody will want them."""
+
+    def __init__(self, limits: Limits, ledger: Ledger, parts: Parts | None, keep: bool) -> None:
+        super().__init__(limits)
+        self._ledger = ledger
+        self._parts = parts
+        self._keep = keep
+
+    def add(self, table: str, row: Any) -> None:
+        if table == "dns":  # the ledger has it, until it is known which message it served
+            return
+        self.put(table, row)
+
+    def put(self, table: str, row: Any) -> None:
+        """Add a finished row."""
+        if self._keep or table == "anomalies":
+            super().add(table, row)
+        if self._parts is not None:
+            self._parts.add(table, row)
+
+    def extend(self, table: str, rows: Iterable[Any]) -> None:
+        for row in rows:
+            self.put(table, row)
+
+    def patch(self, table: str, change: Callable[[Any], Any]) -> None:
+        if table == "dns":
+            self.extend("dns", map(change, self._ledger.lookups))
+            self._ledger.lookups.clear()
+        else:
+            super().patch(table, change)
+
+
+class Live:
+    """A live capture and its analysis.
+
+    `with Live(plan) as live:` captures and analyzes in the background; `live.analysis` is the analysis so far,
+    `live.stop()` ends it.  The command calls `begin`, then `work` in its own thread.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        limits: Limits | None = None,
+        *,
+        on_hop: Callable[[MessageCarried], None] | None = None,
+        on_message: Callable[[Message], None] | None = None,
+        say: Callable[[str], None] | None = None,
+        on_tick: Callable[["Live"], None] | None = None,
+    ) -> None:
+        """`on_hop` is called as a hop ends, `on_message` when a message's fate is known, `say` with warnings."""
+        self.plan = plan
+        limits = limits or Limits()
+        self.limits = replace(limits, batch_bytes=min(limits.batch_bytes, limits.live_batch_bytes))
+        self.counts = Counts()
+        self.standing = Standing()
+        self.latest: deque[MessageCarried] = deque(maxlen=_LATEST)
+        self.error: MailhopError | None = None
+        """What ended the capture before it was told to end."""
+        self.collect = False
+        """The process is ours: collect garbage when it has just been made, and only then."""
+        self.ended = threading.Event()
+        """Everything is written."""
+        self._on_hop, self._on_message = on_hop, on_message
+        self._say = say or (lambda text: None)
+        self._on_tick = on_tick
+        self._lock = threading.RLock()
+        self._hops: list[MessageCarried] = []
+        self._ids: set[str] = set()
+        self._numbered = self._tellings = 0
+        self._fates: dict[str, str] = {}
+        self._now = 0
+        self._stopping = self._rotate = False
+        self._next_telling = 0.0
+        self._file: CaptureFile | None = None
+        self._file_lock = threading.Lock()
+        self._parts: Parts | None = None
+        self._backlog = _Backlog(self.limits.live_backlog_bytes)
+        self._feed: Feed | None = None
+        self._reader: threading.Thread | None = None
+        self._worker: threading.Thread | None = None
+        self._result: Result | None = None
+        self._trouble: BaseException | None = None
+
+    # the life of a capture
+
+    def begin(self) -> None:
+        """Begin to capture.  Raises MailhopError when that is not possible."""
+        plan = self.plan
+        pipeline = Pipeline(self.limits, tls.read_key_logs(plan.keylogs))
+        self._pipeline = pipeline
+        self._ledger = Ledger(self.limits)
+        self._ledger.on_carried = self._carried
+        if plan.directory is not None:
+            self._parts = Parts(plan.directory)
+            if self._parts.left_over is not None:
+                self._say(f"an earlier run was cut off; its tables are in {self._parts.left_over}")
+        try:
+            self._start()
+        except BaseException:
+            if self._parts is not None:
+                self._parts.remove()
+            raise
+
+    def _start(self) -> None:
+        plan, pipeline = self.plan, self._pipeline
+        self._keep = plan.keep or plan.directory is not None
+        pipeline.story = self._ledger
+        pipeline.tables = self._sink = _Sink(self.limits, self._ledger, self._parts, self._keep)
+        wanted = self._wanted()
+        try:
+            self._feed = open_feed(wanted, self.limits)
+        except BadFilter as error:
+            raise filter_error(wanted.filters[0], error.what) from None
+        self.info = SourceInfo(self._feed.name)
+        try:
+            if plan.write is not None:
+                self._file = CaptureFile(plan.write, plan.ring)
+        except CaptureError:
+            self._feed.kill()
+            raise
+        self._begun = time.monotonic()
+        self._reader = threading.Thread(target=self._read, name="mailhop-reader", daemon=True)
+        self._reader.start()
+        self._await_start()
+
+    def _wanted(self) -> Wanted:
+        plan = self.plan
+        if plan.filter is None:
+            ports = sorted({port for protocol in PROTOCOLS for port in protocol.ports if protocol.name != "dns"})
+            filters: tuple[str, ...] = default_filters(ports)
+        else:
+            filters = (plan.filter,) if plan.filter else ()
+        return Wanted(plan.interfaces, filters, plan.filter is not None, plan.promiscuous, plan.backend)
+
+    def _await_start(self) -> None:
+        """Wait until the source gives signs of life, so that what is wrong with it is said at once."""
+        assert self._feed is not None
+        if self._feed.kind == "stream":
+            return
+        until = time.monotonic() + _START
+        while not self.info.kind and not self._backlog.over and time.monotonic() < until:
+            time.sleep(0.01)
+        if self._backlog.over and self.error is not None and not self.info.frames:
+            self._close_files()
+            raise self.error
+
+    @property
+    def backend(self) -> str:
+        """`dumpcap`, `raw` or `stream`."""
+        return self._feed.kind if self._feed is not None else ""
+
+    def stop(self) -> None:
+        """End the capture; what was captured is still analyzed and written.  May be called from anywhere, also twice."""
+        again, self._stopping = self._stopping, True
+        if self._feed is not None:
+            (self._feed.kill if again else self._feed.stop)()
+
+    def rotate(self) -> None:
+        """Begin a new capture file and new tables; the finished tables so far go to a directory of their own."""
+        self._rotate = True
+
+    def work(self) -> Result:
+        """Analyze until the capture ends; then write everything.  Raises what made that impossible."""
+        try:
+            while not self._backlog.done:
+                batch = self._backlog.get(_TICK)
+                if batch is not None:
+                    with self._lock:
+                        self._analyze(*batch)
+                self._tick()
+            return self._finish()
+        finally:
+            if not self._backlog.over:  # something went wrong: leave no process behind
+                self.stop()
+            self._close_files()
+            self.ended.set()
+
+    def _close_files(self) -> None:
+        with self._file_lock:
+            if self._file is not None:
+                with suppress(CaptureError):
+                    self._file.close()
+        if self._parts is not None:
+            self._parts.close()
+
+    # the reader
+
+    def _read(self) -> None:
+        feed, info, until = self._feed, self.info, self.plan.until.packets
+        assert feed is not None
+        count = 0
+        secrets = 0
+        try:
+            for frames in feed.frames(info):
+                if until is not None and count + len(frames) >= until:
+                    frames = _first(frames, until - count)  # noqa: PLW2901
+                count += len(frames)
+                news, secrets = info.secrets[secrets:], len(info.secrets)
+                whole = self._save(frames)
+                self._backlog.put(_copied(frames), list(news))
+                if not whole or (until is not None and count >= until):
+                    break
+            if feed.broken is not None:
+                self.error = feed.broken
+        except BadFilter as error:
+            self.error = filter_error(self._wanted().filters[0], error.what)
+        except MailhopError as error:
+            self.error = error
+        except BaseException as error:
+            self._trouble = error
+        finally:
+            with suppress(OSError):
+                feed.stop()
+            self._backlog.end()
+
+    def _save(self, frames: Frames) -> bool:
+        """Write a batch to the capture file; whether that went well."""
+        with self._file_lock:
+            try:
+                if self._file is not None:
+                    self._file.secrets(self.info.secrets)
+                    self._file.write(frames)
+            except CaptureError as error:
+                self.error = error
+                return False
+        return True
+
+    # the analysis
+
+    def _analyze(self, frames: Frames, secrets: list[bytes]) -> None:
+        if secrets:
+            self._pipeline.learn(SourceInfo(self.info.name, secrets=secrets))
+        self.counts.packets += len(frames)
+        self.counts.octets += int(frames.wire_length.sum())
+        self._now = max(self._now, int(frames.ts.max()))
+        self._pipeline.feed(frames)
+
+    def _carried(self, event: MessageCarried) -> None:
+        self.counts.hops += 1
+        self._hops.append(event)
+        message_id = event.content.message_id if event.content is not None else None
+        if message_id is None or message_id not in self._ids:
+            self._numbered += 1
+            if message_id is not None and len(self._ids) < _SEEN:
+                self._ids.add(message_id)
+
+    def _show_hops(self) -> None:
+        """Hops that have ended since last asked."""
+        hops, self._hops = sorted(self._hops, key=_ended_at), []
+        self.latest.extend(hops)
+        if self._on_hop is not None:
+            for hop in hops:
+                self._on_hop(hop)
+
+    def _tick(self) -> None:
+        """What is to be done between two batches."""
+        until, now = self.plan.until, time.monotonic()
+        self._show_hops()
+        self._account()
+        if self._rotate:
+            self._rotate = False
+            self._turn()
+        ledger = self._ledger
+        if (ledger.fresh and now >= self._next_telling) or ledger.pressing:
+            with self._lock, self._collecting():
+                self._retell()
+            took = time.monotonic() - now
+            self._next_telling = time.monotonic() + max(self.limits.live_every, took / self.limits.live_share)
+        if self._parts is not None:
+            self._parts.flush()
+        if not self._stopping and (
+            (until.seconds is not None and now - self._begun >= until.seconds)
+            or (until.messages is not None and self._numbered >= until.messages)
+        ):
+            self.stop()
+        if self._on_tick is not None:
+            self._on_tick(self)
+
+    def _account(self) -> None:
+        """Losses, said as they become known."""
+        assert self._feed is not None
+        shed = self._backlog.take_shed()
+        if shed:
+            if not self.counts.shed:
+                where = "they are in the capture file" if self._file is not None else "use -w to keep them"
+                self._say(f"analysis is behind: packets are left out of it from here on; {where}")
+            self.counts.shed += shed
+            detail = f"{shed:,} packets captured about here were not analyzed"
+            self._sink.add("anomalies", Anomaly(self._now or None, self.info.name, None, None, "analysis_shed", detail, None))
+        dropped = self._feed.drops() if self._feed.kind == "raw" else 0
+        if dropped > self.counts.dropped:
+            if not self.counts.dropped:
+                self._say("the kernel drops packets: this machine is too busy; a narrower -f helps")
+            self.counts.dropped = dropped
+
+    def _retell(self) -> None:
+        told = self._ledger.tell()
+        self._stand(told)
+        done = self._ledger.settle(told, self._now)
+        if done is not None:
+            for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "dns", "anomalies"):
+                for row in getattr(done, table):
+                    self._sink.put(table, row)
+            for message in done.messages:
+                self._finished(message)
+            over = {message.trace_id for message in done.messages}
+        else:
+            over = set()
+        if self._parts is not None:
+            self._show_open(told, over)
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        """A telling is a web of hops and messages: let go of it, without walking over everything else each time."""
+        if not self.collect:
+            yield
+            return
+        gc.freeze()
+        try:
+            yield
+        finally:
+            self._tellings += 1
+            if self._tellings % _SWEEP == 0:
+                gc.unfreeze()
+            gc.collect()
+
+    def _finished(self, message: Message) -> None:
+        self.counts.messages[message.outcome] += 1
+        if self._fates.pop(message.trace_id, None) != message.outcome and self._on_message is not None:
+            self._on_message(message)
+
+    def _stand(self, told: Told) -> None:
+        """What the watch screen shows, and fates that have just become known."""
+        messages = list(told.messages)
+        held = {message.trace_id for message in messages}
+        for trace_id in [t for t in self._fates if t not in held]:
+            del self._fates[trace_id]
+        for message in messages:
+            if message.outcome in DECIDED and self._fates.get(message.trace_id) != message.outcome:
+                self._fates[message.trace_id] = message.outcome
+                if self._on_message is not None:
+                    self._on_message(message)
+        self.standing = Standing(
+            self._now,
+            [m for m in messages if m.outcome not in DECIDED],
+            Counter(m.outcome for m in messages),
+            _latency(told.hops) if self._on_tick is not None else {},
+        )
+
+    def _show_open(self, told: Told, over: set[str]) -> None:
+        assert self._parts is not None
+        for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links"):
+            self._parts.show_open(table, (row for row in getattr(told, table) if row.trace_id not in over))
+        self._parts.show_open("hosts", told.hosts)
+        self._parts.show_open("dns", map(told.dns, self._ledger.lookups))
+
+    def _turn(self) -> None:
+        """A new capture file; the rows finished so far become tables of their own."""
+        with self._file_lock:
+            if self._file is not None:
+                self._file.turn()
+        if self._parts is None or self.plan.directory is None:
+            return
+        from pathlib import Path
+
+        with self._lock:
+            self._parts.flush()
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            place = Path(self.plan.directory) / stamp
+            export(self._sink, place, self.plan.formats)
+            self._sink.close()
+            self._parts.restart()
+            self._say(f"tables so far are in {place}")
+
+    # the end
+
+    def _finish(self) -> Result:
+        if self._reader is not None:
+            self._reader.join(_START)
+        if self._trouble is not None:
+            raise self._trouble
+        if self.error is not None and not self.info.frames:
+            if self._parts is not None:
+                self._parts.remove()
+            raise self.error
+        with self._lock:
+            self._account()
+            self._losses()
+            told = self._pipeline.finish([self.info])
+            self._show_hops()
+            self._result = Result(told, [self.info])
+            for message in self._ledger.last_messages:
+                self._finished(message)
+        with self._file_lock:
+            if self._file is not None:
+                self._file.close(self.info.frames, self.counts.dropped)
+        if self._parts is not None and self.plan.directory is not None:
+            self._parts.flush()
+            export(self._result.tables, self.plan.directory, self.plan.formats)
+            self._parts.remove()
+        return self._result
+
+    def _losses(self) -> None:
+        assert self._feed is not None
+        self.counts.dropped = max(self.counts.dropped, self._feed.drops())
+        if self.counts.dropped:
+            detail = f"{self.counts.dropped:,} packets dropped before they came to mailhop"
+            self.info.notes.append(Anomaly(self._now or None, self.info.name, None, None, "capture_drops", detail, None))
+        if self.error is not None:
+            self._say(str(self.error))
+
+    # for programs
+
+    @property
+    def analysis(self) -> "Analysis":
+        """The analysis so far: a snapshot that stays as it is.  Costs the more, the more has been captured."""
+        from analyzer.analysis import Analysis
+
+        with self._lock:
+            if self._result is not None:
+                return Analysis(self._result)
+            tables = Tables(self.limits)
+            for name in TABLES:
+                tables.extend(name, self._sink.rows(name))
+            told = self._ledger.tell()
+            for name in ("messages", "hops", "recipients", "deliveries", "timeline", "hosts", "links", "anomalies"):
+                tables.extend(name, getattr(told, name))
+            tables.extend("dns", map(told.dns, self._ledger.lookups))
+            return Analysis(Result(tables, [self.info]))
+
+    def __enter__(self) -> "Live":
+        self.begin()
+        self._worker = threading.Thread(target=self._background, name="mailhop-live", daemon=True)
+        self._worker.start()
+        return self
+
+    def _background(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            self._trouble = error
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the capture ends by itself; whether it has."""
+        return self.ended.wait(timeout)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        if self._worker is not None:
+            self._worker.join()
+        if self._trouble is not None and kind is None:
+            raise self._trouble
+
+
+def capture(
+    interface: str | Sequence[str],
+    filter: str | None = None,
+    *,
+    write: str | PathLike[str] | None = None,
+    until: str | Sequence[str] = (),
+    directory: str | PathLike[str] | None = None,
+    promiscuous: bool = True,
+    keylog: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    limits: Limits | None = None,
+) -> Live:
+    """Capture live: `with analyzer.capture("eth0") as live:`, then `live.analysis.messages`, which grows.
+
+    `interface`: one or several names, `any`, `-` or a FIFO.  `filter`: a capture filter (man pcap-filter); without one,
+    mail ports, DNS and fragments.  `until`: `duration:60`, `messages:10` or `packets:1000`; `live.wait()` then waits for it.
+    Raises CaptureError when the machine does not let you capture, saying what to do.
+    """
+    names = (interface,) if isinstance(interface, str) else tuple(interface)
+    conditions = (until,) if isinstance(until, str) else tuple(until)
+    keylogs = (keylog,) if isinstance(keylog, str | PathLike) else tuple(keylog)
+    plan = Plan(
+        names,
+        filter,
+        promiscuous,
+        write=write,
+        until=parse_until(conditions),
+        directory=directory,
+        keylogs=keylogs,
+        keep=True,
+    )
+    return Live(plan, limits)
+
+
+def _ended_at(event: MessageCarried) -> int:
+    return event.ts_end or event.ts_eom or event.ts_start or 0
+
+
+def _copied(frames: Frames) -> Frames:
+    """A batch that outlives the reader's buffer."""
+    if not len(frames):
+        return frames
+    first = int(frames.offset.min())
+    last = int((frames.offset + frames.length).max())
+    return replace(frames, data=bytes(memoryview(frames.data)[first:last]), offset=frames.offset - first)
+
+
+def _first(frames: Frames, count: int) -> Frames:
+    """The first frames of a batch."""
+    columns = ("number", "ts", "offset", "length", "wire_length", "linktype")
+    return replace(frames, **{name: getattr(frames, name)[:count] for name in columns})
+
+
+def _latency(hops: Iterable[Hop]) -> dict[str, tuple[int, float | None, float | None]]:
+    taken: dict[str, tuple[list[float], list[float]]] = {}
+    count: Counter[str] = Counter()
+    for hop in hops:
+        if hop.server_role is not None and hop.basis == "observed":
+            count[hop.server_role] += 1
+            accept, queue = taken.setdefault(hop.server_role, ([], []))
+            if hop.accept_s is not None:
+                accept.append(hop.accept_s)
+            if hop.queue_s is not None:
+                queue.append(hop.queue_s)
+    return {
+        role: (count[role], median(accept) if accept else None, median(queue) if queue else None)
+        for role, (accept, queue) in taken.items()
+    }
+
+
+__all__ = ["Counts", "Live", "Plan", "Standing", "Until", "capture", "parse_until"]
