@@ -150,6 +150,8 @@ class Limits:
     """Mailbox events kept for the timeline: later ones are not told, `mailbox_events_dropped`."""
 
     # tables
+    report_messages: int = 20_000
+    """Messages of an HTML report: beyond, the first ones are in it and the rest is counted."""
     spool_rows: int = 20_000
     """Rows of one table held in memory: then they are sorted and spilled to a temporary file."""
     folded_anomalies: int = 1000

@@ -93,6 +93,7 @@ class Pipeline:
         tables.extend("links", told.links)
         tables.extend("anomalies", told.anomalies)
         tables.patch("dns", told.dns)
+        tables.patch("anomalies", told.anomaly)
         return tables
 
     def _recognise(self, conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
@@ -136,7 +137,7 @@ class Pipeline:
                 tables.add("dns", event)
                 story.feed(event)
             else:
-                if kind is SessionEnded:
+                if isinstance(event, SessionEnded):
                     tables.add("sessions", event.row)
                     self.messages += event.info.messages
                 story.feed(event)
@@ -165,7 +166,7 @@ def in_time_order(inputs: Sequence[Input]) -> list[Input]:
     """Files of one analysis by the time of their first frame (rotated files are one stream); others as given."""
     if len(inputs) < 2 or not all(isinstance(i, str | PathLike) and fspath(i) != "-" for i in inputs):
         return list(inputs)
-    first = {id(i): files.peek_first_ts(i) for i in inputs}  # type: ignore[arg-type]
+    first = {id(i): files.peek_first_ts(i) for i in inputs}
     return sorted(inputs, key=lambda i: (first[id(i)] is None, first[id(i)] or 0))
 
 

@@ -177,7 +177,7 @@ class Inbox:
 
     def ack_beyond_gap(self) -> int:
         """What the first segment behind the gap acknowledged, -1 unknown."""
-        acks = self._waiting[0].acks if self._waiting else ()
+        acks: Any = self._waiting[0].acks if self._waiting else ()
         return int(acks[0]) if len(acks) else -1
 
     def has_line(self) -> bool:
@@ -226,7 +226,7 @@ class Inbox:
         if self._more:
             self._whole()
         begin = self.pos
-        self.pos = min(len(self._buf), begin + n)
+        self.pos = min(len(self._buf), begin + max(n, 0))
         return self._buf[begin : self.pos]
 
     def ts_at(self, offset: int) -> int | None:

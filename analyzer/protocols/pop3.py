@@ -136,7 +136,6 @@ class _Reply:
         "asked",
         "begun",
         "first_frame",
-        "guessed",
         "kind",
         "lost",
         "offset",
@@ -165,8 +164,6 @@ class _Reply:
         self.begun = False
         """Its first line was looked at."""
         self.lost = False
-        self.guessed = False
-        """Its beginning was not seen: it may not be a message at all."""
 
 
 class Session(BaseSession):
@@ -398,7 +395,9 @@ class Session(BaseSession):
         asked = self._head(begin)
         reply = _Reply(asked, "", begin)
         reply.status, reply.text = found
-        reply.ts_first, reply.first_frame = inbox.ts_at(begin), inbox.frame_at(begin)
+        reply.ts_first, reply.first_frame, _ = inbox.segment_at(begin)
+        announced = _OCTETS.match(line)
+        reply.announced = int(announced[1]) if announced else None
         if asked is None:
             self._unasked(reply, line)
             return True
@@ -409,16 +408,14 @@ class Session(BaseSession):
         if kind is None:
             self._done(reply)
         else:
-            self._open(reply, kind, line)
+            self._open(reply, kind)
         return True
 
-    def _open(self, reply: _Reply, kind: str, line: bytes = b"") -> None:
+    def _open(self, reply: _Reply, kind: str) -> None:
         """The lines of a reply follow."""
         reply.kind = kind
         if kind == BODY:
             reply.reader = MessageReader(self.limits)
-            announced = _OCTETS.match(line)
-            reply.announced = int(announced[1]) if announced else None
         self.reply = reply
 
     def _greeting(self, line: bytes) -> None:
@@ -449,8 +446,6 @@ class Session(BaseSession):
             self._lonely = True
             self.weird("command_not_seen", f"a reply to no command seen: {reply.text[:60]!r}", reply.ts_first, reply.first_frame)
         if reply.status == "+OK":
-            announced = _OCTETS.match(line)
-            reply.announced = int(announced[1]) if announced else None
             self._orphan = reply
 
     def _read_orphan(self) -> bool:
@@ -466,9 +461,7 @@ class Session(BaseSession):
         if not line or _STATUS.match(line) or line[:2] == b"+ " or line == b"+":
             return True
         if _FIELD.match(line):
-            announced, reply.guessed = reply.announced, True
             self._open(reply, BODY)
-            reply.announced = announced
         else:
             self._open(reply, LINES)
         return True
@@ -565,6 +558,8 @@ class Session(BaseSession):
         self.reply = None
         asked = reply.asked
         content = reply.reader.content(whole and not reply.lost)
+        for name, detail in reply.reader.oddities:
+            self.weird(name, detail, reply.ts_first, reply.first_frame)
         n = number(asked.argument) if asked else None
         if content.message_id and n is not None and len(self.ids) < self.limits.mailbox_messages:
             self.ids[n] = content.message_id
@@ -699,7 +694,7 @@ class Session(BaseSession):
         first = inbox.buf[inbox.pos : end or len(inbox.buf)]
         second = inbox.buf[end : inbox.buf.find(b"\n", end)].rstrip() if end else b""
         reply = _Reply(None, LINES if _LISTING.match(second or first.strip()) else BODY, inbox.offset)
-        reply.lost = reply.begun = reply.guessed = True
+        reply.lost = reply.begun = True
         reply.ts_first, reply.first_frame = inbox.ts_at(inbox.offset), inbox.frame_at(inbox.offset)
         self._open(reply, reply.kind)
         if reply.reader is not None:

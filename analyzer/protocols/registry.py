@@ -24,7 +24,7 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = (
-    Protocol("tls", tls.probe, tls.OpaqueSession, frozenset({465, 993, 995})),
+    Protocol("tls", tls.probe, tls.OpaqueSession, frozenset({465, 993, 995, 2465})),
     Protocol("smtp", smtp.probe, smtp.Session, frozenset({24, 25, 587, 2525})),
     Protocol("pop3", pop3.probe, pop3.Session, frozenset({110})),
     Protocol("imap", imap.probe, imap.Session, frozenset({143})),

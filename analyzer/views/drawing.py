@@ -340,7 +340,7 @@ def _arrows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Arrow]:
         )
 
 
-_WORDS = {"dns_query": "?", "dns_answer": "=", "eom": "message", "banner": "220", "accepted": "", "rejected": "", "deferred": ""}
+_WORDS = {"dns_query": "?", "dns_answer": "", "eom": "message", "banner": "220", "accepted": "", "rejected": "", "deferred": ""}
 _KINDS = {
     "dns_query": "dns",
     "dns_answer": "dns",
@@ -590,7 +590,7 @@ def _ladder_arrow(svg: Svg, arrow: Arrow, y: float, lane: Place, width: float) -
     colour = {"dns": FILL["dns"], "message": FILL["transfer"], "mailbox": FILL["event"]}.get(arrow.kind, "currentColor")
     dash = "5 4" if arrow.basis != "observed" else "2 3" if arrow.kind == "dns" else None
     if arrow.at is not None:
-        svg.text(0, y + 4, _clock(arrow.at), font_size=10, fill_opacity=0.65)
+        svg.text(0, y + 4, f"{arrow.at / 1e9:+.3f} s", font_size=10, fill_opacity=0.65)
     a, b = lane(max(arrow.start, 0)), lane(max(arrow.end, 0))
     if a == b:
         svg.add("circle", cx=a, cy=y + 2, r=3.5, fill=colour)

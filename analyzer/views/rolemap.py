@@ -9,11 +9,11 @@ from analyzer.tables import Tables
 from analyzer.views.drawing import NAME, Svg, fit, role_word
 from analyzer.views.text import Look, counted
 
-COLUMNS = ("mua", "msa", "mta", "mx", "mda", "pop3", "imap", "reader")
-"""Roles from left to right; a `reader` is a MUA that fetches."""
+COLUMNS = ("mua", "msa", "mta", "mx", "mda", "store", "reader")
+"""Roles from left to right; a `store` serves mailboxes, a `reader` is a MUA that fetches."""
 MOST = 12
 """Hosts drawn in one column."""
-_GAP, _LINE, _BOX, _TOP = 190, 58, 150, 46
+_GAP, _LINE, _BOX, _TOP = 182, 58, 138, 34
 _LOOK = Look()
 
 
@@ -61,6 +61,7 @@ class RoleMap:
         host = self._hosts.get(ip or "")
         ip = host.ips[0] if host else ip
         name = (host.names[0] if host and host.names else name) or ip or "unseen host"
+        role = "store" if role in ("pop3", "imap") else role
         return Node(role if role in COLUMNS else otherwise, _LOOK.short(name, NAME), _LOOK.safe(ip))
 
     def rows(self) -> list[tuple[str, str, str, str, str, int, str]]:
@@ -123,7 +124,7 @@ class RoleMap:
 
 
 def _word(role: str) -> str:
-    return "MUA (reads)" if role == "reader" else role_word(role)
+    return {"reader": "MUA (reads)", "store": "POP3, IMAP"}.get(role) or role_word(role)
 
 
 def _basis(edge: Edge) -> str:

@@ -2,10 +2,13 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import IO
@@ -17,6 +20,10 @@ from analyzer.wire.types import Frames, SourceInfo
 
 _PATIENCE = 3.0
 """Seconds that dumpcap is given to end when asked to."""
+_QUIET = 0.3
+"""Seconds without a packet after which the kernel holds none (dumpcap asks it four times a second)."""
+_DRAIN = 1.5
+"""Seconds waited for that at most."""
 _COUNTERS = re.compile(r"Packets received/dropped on interface '.*?': (\d+)/(\d+)")
 _NOISE = ("Capturing on", "File:", "Packets captured", "Packets received", "cap_set_proc", "See the User's Guide")
 _GONE = ("no longer running", "disappeared", "interface went down", "network is down", "no such device exists")
@@ -91,7 +98,16 @@ class Dumpcap:
 
     def stop(self) -> None:
         """End the capture; what is on its way still comes out of `frames`."""
-        self._stopped = True
+        if not self._stopped:
+            self._stopped = True
+            threading.Thread(target=self._end_when_quiet, name="mailhop-stop", daemon=True).start()
+
+    def _end_when_quiet(self) -> None:
+        """dumpcap throws away what the kernel still holds: let that come first, as long as it does not take too long."""
+        until = time.monotonic() + _DRAIN
+        with suppress(OSError, ValueError):
+            while time.monotonic() < until and select.select([self._process.stdout], [], [], _QUIET)[0]:
+                time.sleep(_QUIET / 10)
         with suppress(OSError):
             self._process.send_signal(signal.SIGINT)
 

@@ -148,13 +148,17 @@ def test_a_question_and_its_answer_are_one_row() -> None:
     assert seen.odd == []
 
 
-def test_ipv6_ends() -> None:
+def test_ipv6_and_ipv4_ends() -> None:
     a = query("v6.test.", "AAAA")
-    row = watch(
+    old = query("v4.test.")
+    six, four = watch(
         asks(0, a, "2001:db8::10", server="2001:db8::53"),
+        asks(0.01, old),
         says(0.1, answer(a, "v6.test. 1 AAAA 2001:db8::1"), "2001:db8::10", server="2001:db8::53"),
-    ).only
-    assert (row.client_ip, row.server_ip, row.answers) == ("2001:db8::10", "2001:db8::53", ["v6.test. AAAA 2001:db8::1"])
+        says(0.2, answer(old)),
+    ).rows
+    assert (six.client_ip, six.server_ip, six.answers) == ("2001:db8::10", "2001:db8::53", ["v6.test. AAAA 2001:db8::1"])
+    assert (four.client_ip, four.server_ip) == (CLIENT, SERVER)
 
 
 def test_the_rtt_is_from_the_last_copy_of_the_question() -> None:

@@ -1,6 +1,7 @@
 """TCP conversations as screenplays: `Talk` writes the segments down, `play` hands them to `Streams` in any cut."""
 
 import itertools
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +35,8 @@ class Segment:
     """Payload octets that the snap length took."""
     vlan: int = 0
     ttl: int = 64
+    spoilt: bool = False
+    """Its TCP checksum is wrong."""
 
     def but(self, **changes: Any) -> "Segment":
         return replace(self, **changes)
@@ -100,27 +103,37 @@ def said(talk: Talk, side: int) -> bytes:
     return b"".join(s.data for s in talk.segments if s.src == source)
 
 
+def headers(s: Segment) -> tuple[bytes, bytes]:
+    """IPv4 and TCP header; the checksum is right unless the segment is spoilt or cut."""
+    addresses = s.src[0].to_bytes(4) + s.dst[0].to_bytes(4)
+    size = 20 + len(s.data)
+    tcp = struct.pack("!HHIIBBHHH", s.src[1], s.dst[1], s.seq, s.ack, 0x50, s.flags, 65535, 0, 0)
+    text = addresses + struct.pack("!HH", 6, size) + tcp + s.data + b"\0" * (len(s.data) % 2)
+    check = (0xFFFF - sum(struct.unpack(f"!{len(text) // 2}H", text)) % 0xFFFF) ^ s.spoilt
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size + s.cut, 0, 0, s.ttl, 6, 0) + addresses
+    return ip, tcp[:16] + check.to_bytes(2) + tcp[18:]
+
+
 def packets(segments: Sequence[Segment], first_frame: int = 1, source: str = "test.pcap") -> Packets:
     """Segments as a batch."""
-    data = b"".join(s.data for s in segments)
+    parts = [b"".join([*headers(s), s.data]) for s in segments]
     length = np.array([len(s.data) for s in segments], np.int64)
-
-    def low(address: int) -> int:
-        return address if address >> 32 else V4_PREFIX | address
-
+    whole = np.array([len(part) for part in parts], np.int64)
+    network = np.cumsum(whole) - whole
+    none = np.zeros(len(segments), np.uint64)
     return Packets(
         source=source,
-        data=data,
+        data=b"".join(parts),
         frame=np.arange(first_frame, first_frame + len(segments), dtype=np.int64),
         ts=np.array([s.ts for s in segments], np.int64),
         protocol=np.full(len(segments), 6, np.uint8),
-        src_hi=np.zeros(len(segments), np.uint64),
-        src_lo=np.array([low(s.src[0]) for s in segments], np.uint64),
-        dst_hi=np.zeros(len(segments), np.uint64),
-        dst_lo=np.array([low(s.dst[0]) for s in segments], np.uint64),
+        src_hi=none,
+        src_lo=np.array([V4_PREFIX | s.src[0] for s in segments], np.uint64),
+        dst_hi=none,
+        dst_lo=np.array([V4_PREFIX | s.dst[0] for s in segments], np.uint64),
         src_port=np.array([s.src[1] for s in segments], np.uint16),
         dst_port=np.array([s.dst[1] for s in segments], np.uint16),
-        payload=np.cumsum(length) - length,
+        payload=network + 40,
         length=length,
         wire_length=length + np.array([s.cut for s in segments], np.int64),
         seq=np.array([s.seq for s in segments], np.uint32),
@@ -128,6 +141,8 @@ def packets(segments: Sequence[Segment], first_frame: int = 1, source: str = "te
         flags=np.array([s.flags for s in segments], np.uint8),
         vlan=np.array([s.vlan for s in segments], np.uint16),
         ttl=np.array([s.ttl for s in segments], np.uint8),
+        network=network,
+        transport=network + 20,
     )
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from talk import ACK, FIN, MS, RST, SYN, T0, URG, Segment, Talk, play, said, smtp
 
 from analyzer.limits import Limits
 from analyzer.wire.types import Connection
-from tests.wire.talk import ACK, FIN, MS, RST, SYN, T0, URG, Segment, Talk, play, said, smtp
 
 S = 1000 * MS
 
@@ -92,16 +92,38 @@ def test_sequence_numbers_wrap() -> None:
     whole(talk, talk.segments, cuts=range(0, 100, 2))
 
 
-def test_conflicting_copies_are_named_with_their_ttl_and_the_first_stays() -> None:
+def test_conflicting_copies_are_named_and_the_first_stays() -> None:
     talk = Talk().open().c(b"MAIL FROM:<a@example.com>\r\n").s(b"250 ok\r\n")
     good = talk.segments[3]
     bad = good.but(data=good.data.replace(b"a@", b"x@"))
-    played = play([*talk.segments, bad])
+    for segments in ([*talk.segments, bad], [*talk.segments[:4], bad, talk.segments[4]]):
+        for cuts in ([], range(9)):
+            played = play(segments, cuts=cuts)
+            assert played.names == {"conflicting_data"}
+            assert played.one.data(0) == good.data
+
+
+@pytest.mark.parametrize("how", [{"ttl": 1}, {"spoilt": True}])
+def test_a_copy_that_cannot_have_been_received_gives_way(how: dict[str, int]) -> None:
+    talk = Talk(mss=20).open().c(b"EHLO c\r\n").c(b"MAIL FROM:<a@example.com>\r\n").s(b"250 ok\r\n")
+    good = talk.segments[4]
+    bad = good.but(data=good.data.replace(b"MAIL", b"XXXX"), **how)
+    for cuts in ([], range(9)):
+        played = play([*talk.segments[:4], bad, *talk.segments[4:]], cuts=cuts)
+        assert played.one.data(0) == said(talk, 0)
+        assert played.one.table[0][1] == (8, good.ts, 6, 0)
+        assert played.names == {"conflicting_data"}
+        assert ("TTL 1 then, 64 now" if "ttl" in how else "wrong checksum") in played.anomalies[0].detail
+    played = play([*talk.segments[:4], bad, *talk.segments[5:], good])
+    assert played.one.data(0) == said(talk, 0).replace(b"MAIL", b"XXXX"), "it was acknowledged: it was received"
     assert played.names == {"conflicting_data"}
-    assert played.one.data(0) == good.data
-    played = play([*talk.segments[:3], bad.but(ttl=1), *talk.segments[3:]])
-    (anomaly,) = played.anomalies
-    assert "TTL 1 then, 64 now" in anomaly.detail
+
+
+def test_wrong_checksums_all_over_mean_nothing() -> None:
+    talk = Talk().open().c(b"EHLO c\r\n")
+    first = talk.segments[3].but(spoilt=True)
+    played = play([*talk.segments[:3], first, first.but(data=b"EHLO d\r\n")])
+    assert played.one.data(0) == b"EHLO c\r\n"
 
 
 def test_conflicting_copies_behind_a_hole() -> None:
@@ -565,7 +587,8 @@ def captures(draw: st.DrawFn) -> list[Segment]:
         elif what == 2:
             segments.insert(j, segments.pop(i))
         elif what == 3:
-            segments.insert(j, segments[i].but(data=bytes(reversed(segments[i].data)), ttl=9))
+            how = draw(st.sampled_from([{}, {"ttl": 9}, {"spoilt": True}]))
+            segments.insert(j, segments[i].but(data=bytes(reversed(segments[i].data)), **how))
         elif what == 4:
             cut = draw(st.integers(0, len(segments[i].data)))
             segments[i] = segments[i].but(data=segments[i].data[: len(segments[i].data) - cut], cut=cut)

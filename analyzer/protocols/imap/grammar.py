@@ -33,7 +33,7 @@ _TOKEN = re.compile(
     rb'"((?:[^"\\]|\\.)*+)(?:"|\Z)'  # quoted, or left open
     rb"|(\()|(\))"
     rb"|~?\{([0-9]+)\}"  # a literal of this unit
-    rb'|([^\s()"{}\[\]]+(?:\[[^\]]*\](?:<[0-9]+>)?)?|\[[^\]]*\])',  # atom, number, NIL, flag, fetch item
+    rb'|([^\s()"{}\[\]]+(?:\[[^\[\]]*\](?:<[0-9]+>)?)?|\[[^\[\]]*\])',  # atom, number, NIL, flag, fetch item
     re.DOTALL,
 )
 

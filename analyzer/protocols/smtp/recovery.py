@@ -82,6 +82,7 @@ class Recovery(Dialogue):
             self.transaction = transaction = self.without_mail(self.client.frame_at(self.client.offset))
         if reply is not None:
             transaction.carried.ts_rcpt_done = reply.ts
+        transaction.heard = reply.end if reply is not None else self.client.ack_at(self.client.offset)
         transaction.reader = MessageReader(self.limits, self.keep_raw)
         transaction.reader.watch_ends()
         transaction.data_begin = self.client.offset
@@ -231,7 +232,7 @@ class Recovery(Dialogue):
         """A message whose beginning was not seen."""
         inbox = self.client
         if self.heard_354 is not None:
-            inbox.take(self.heard_354 - inbox.offset)
+            inbox.take(max(self.heard_354 - inbox.offset, 0))
         self.heard_354 = None
         self.impatient = False
         self.receive(self.transaction, None)
@@ -260,8 +261,7 @@ class Recovery(Dialogue):
             return self._end_at(reply, transaction)
         self.forget_forks()
         self._lost = inbox.take_gap()
-        self.state = DATA if reply is None else HOLE
-        if reply is None and heard >= 0 and not self.holes:
+        if reply is None and heard >= 0 and not any(transaction.heard < hole <= heard for hole in self.holes):
             self._go_on_behind(transaction.reader)
         else:
             self.state = HOLE

@@ -131,6 +131,8 @@ class Session(Recovery):
             return
         ts, frame, ack = self._first
         self._greeting = None
+        if greeting.begin:  # the true greeting was lost
+            return
         if ack <= greeting.begin if ack >= 0 else (ts or 0) < (greeting.ts_first or 0):
             self.weird("early_talker", "the client spoke before the greeting", ts, frame)
 
@@ -544,15 +546,17 @@ class Session(Recovery):
         first = inbox.buf[inbox.pos : inbox.pos + 1] or inbox.beyond_gap()[:1]
         if inbox.available and not _tls(first):
             return self._clear_after_tls(reply)
-        clear = reply is not None and any(later.begin >= reply.end for later in self.replies)
-        if not first and not clear and not self.server.available:
+        if not inbox.available and not inbox.before_gap and self.server.held <= self.limits.waiting_bytes:
+            return False  # the client speaks next: what the server said after it may have been fed first
+        clear = next((later for later in self.replies if reply is not None and later.begin >= reply.end), None)
+        if not first and clear is None and not self.server.available:
             return False
         self._tls_reply = None
-        if inbox.available or not clear:
+        if inbox.available or clear is None:
             self.begin_tls()
         else:
             self.state = LOST
-            self._in_clear(inbox.ts_at(inbox.offset))
+            self._in_clear(clear.ts_first)
         return True
 
     def _clear_after_tls(self, reply: Reply | None) -> bool:

@@ -65,6 +65,7 @@ class Transaction:
         "data_begin",
         "data_done",
         "finals",
+        "heard",
         "holed",
         "last",
         "mail",
@@ -93,6 +94,8 @@ class Transaction:
         """Whatever reply came last."""
         self.data_begin = -1
         """Stream offset of the first octet of the message."""
+        self.heard = 0
+        """Server octets that the client had when its message began."""
         self.data_done = False
         """The end of the message was seen."""
         self.unseen = False
