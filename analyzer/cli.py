@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyzer import cli_live
+from analyzer import cli_live, cli_views
 from analyzer.errors import MailhopError
 
 if TYPE_CHECKING:
@@ -465,6 +465,7 @@ def _chosen(tables: "Tables", quiet: bool, **selectors: str | None) -> Any:
 
 for verb in cli_live.VERBS:
     cli.add_command(verb)
+cli_views.register(cli, _captures)
 
 
 @cli.command(short_help="Explain tables and columns.")

@@ -12,7 +12,7 @@ class Limits:
     """Bounds of one analysis.  Times are nanoseconds of capture time, sizes are octets."""
 
     # wire: files
-    batch_bytes: int = 16 << 20
+    batch_bytes: int = 8 << 20
     """Octets of capture file decoded at a time; results do not depend on it."""
     record_bytes: int = 16 << 20
     """Longest believable frame; a larger length field is damage: `damaged_capture`, then resynchronise."""

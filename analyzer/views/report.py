@@ -9,7 +9,7 @@ import os
 import zlib
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -137,7 +137,9 @@ def parts(tables: Tables, sources: Sequence[SourceInfo], limits: Limits | None =
         role_map=RoleMap(tables),
         delays=_delays(tables),
         phases=["whole hand-over", *(name.removesuffix("_s") for name in PHASES)],
-        meanings={name.removesuffix("_s"): text.format(client="the client", server="the server") for name, text in PHASES.items()},
+        meanings={
+            name.removesuffix("_s"): text.format(client="the client", server="the server") for name, text in PHASES.items()
+        },
         oddities=_oddities(tables),
         hosts=list(_hosts(tables)),
     )
@@ -308,11 +310,7 @@ def _delay(what: str, hops: list[Hop]) -> Delay:
 
 def _oddities(tables: Tables) -> list[tuple[str, int, str]]:
     meanings = anomaly_names()
-    return [(name, number, meanings.get(name, "")) for name, number in sorted(_odd(tables), key=lambda item: -item[1])]
-
-
-def _odd(tables: Tables) -> Iterable[tuple[str, int]]:
-    return dict(tables.anomaly_counts()).items()
+    return [(name, number, meanings.get(name, "")) for name, number in tables.anomaly_counts().items()]
 
 
 def _hosts(tables: Tables) -> Iterator[tuple[str, str, str, str, str, int]]:

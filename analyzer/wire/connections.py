@@ -13,14 +13,14 @@ Rules
 5. All decisions are made packet by packet, so that batches cannot be seen in the result.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from analyzer.limits import Limits
 from analyzer.wire.packets import checksums_ok
-from analyzer.wire.pending import Pending, Piece, part
+from analyzer.wire.pending import Pending, Piece, Span, part
 from analyzer.wire.types import Chunk, Connection, Packets
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
@@ -35,6 +35,8 @@ _STRAYS = 16
 """Segments in a row that go on from each other, far from where the stream was: the stream is there now."""
 _ODD_TTLS = 16
 """Segments remembered per direction that came with another TTL than the rest."""
+_UNACKED = 128
+"""Segments per direction that are kept until they are acknowledged."""
 _OLD_PARTS = 32
 _SKEW = 3
 _SKEW_SHARE = 20
@@ -185,7 +187,10 @@ class Half:
 
     def final(self, limits: Limits) -> int:
         """Offset below which the first copy stands: acknowledged, or no acknowledgements to be seen, or long ago."""
-        return self.next if self.una < 0 else max(self.una, self.next - limits.unacked_bytes)
+        if self.una < 0:
+            return self.next
+        long_ago = self.starts[-_UNACKED] if len(self.starts) > _UNACKED else 0
+        return max(self.una, self.next - limits.unacked_bytes, long_ago)
 
     def offset(self, seq: int) -> int:
         """Stream offset of a sequence number, the one nearest to `next`."""
@@ -317,6 +322,11 @@ class Flow:
             k += 1
         self._end_run(c, i, k)
         return k
+
+    @property
+    def only_syns(self) -> bool:
+        """Nothing has been seen but one SYN and copies of it."""
+        return self.stage == 0 and self.packets == self.syns and self.candidate is None and not self._spoken
 
     def taken(self) -> list[int]:
         """Payload octets in order so far, by direction, those kept until they are acknowledged included."""
@@ -572,8 +582,8 @@ class Flow:
             span = pend.take()
             for piece in span.pieces:
                 self._take_piece(h, piece, order)
-            for copy in span.copies:
-                self._compare_held(h, span.pieces, copy)
+            if span.copies:
+                self._compare_held(h, span)
 
     def _give_up(self, side: int, upto: int, ts: int, frame: int, order: int) -> None:
         """What is missing below an offset will not come any more."""
@@ -650,23 +660,26 @@ class Flow:
             if place >= 0:
                 self._conflict(h, place, self._ttl_at(h, place), ttl, c.ts[k], c.frame[k])
                 return
-        i = max(bisect_right(h.starts, first) - 1, 0)
-        while i < len(h.rows) and h.starts[i] < end:
-            entry = h.rows[i]
-            known = c.octets(entry) if type(entry) is int else entry.data
-            place = _difference(h.starts[i], known, first, octets)
-            if place >= 0:
-                why = self._why_better(c, k, h, i, entry, first)
-                self._conflict(h, place, self._ttl_at(h, place), ttl, c.ts[k], c.frame[k], why)
-                if not why:
-                    return
-                self._replace(c, k, h, i, known, first, octets)
-            i += 1
+        low = max(bisect_right(h.starts, first) - 1, 0)
+        high = bisect_left(h.starts, end)
+        while low < high:
+            known = b"".join([c.octets(e) if type(e) is int else e.data for e in h.rows[low:high]])
+            place = _difference(h.starts[low], known, first, octets)
+            if place < 0:
+                break
+            low = bisect_right(h.starts, place) - 1
+            why = self._why_better(c, k, h, low, first)
+            self._conflict(h, place, self._ttl_at(h, place), ttl, c.ts[k], c.frame[k], why)
+            if not why:
+                return
+            self._replace(c, k, h, low, first, octets)
+            low += 1
         if h.lost and any(a < end and start < b for a, b in h.lost):
             self.odd("late_data", "octets that were given up as lost came after all; ignored", c.ts[k], c.frame[k])
 
-    def _why_better(self, c: Columns, k: int, h: Half, i: int, entry: Any, start: int) -> str:
+    def _why_better(self, c: Columns, k: int, h: Half, i: int, start: int) -> str:
         """Why a later copy is to be believed rather than one not yet acknowledged; "" when it is not."""
+        entry = h.rows[i]
         if max(h.starts[i], start) < h.final(self.limits):
             return ""
         whole = type(entry) is int
@@ -683,9 +696,10 @@ class Flow:
         payload = len(entry.raw) - len(entry.data)
         return bool(checksums_ok(_packet(entry.raw, entry.transport, payload), np.zeros(1, np.int64))[0])
 
-    def _replace(self, c: Columns, k: int, h: Half, i: int, known: bytes, start: int, octets: bytes) -> None:
+    def _replace(self, c: Columns, k: int, h: Half, i: int, start: int, octets: bytes) -> None:
         """Put a later copy's octets in the place of an earlier one's."""
         at, entry = h.starts[i], h.rows[i]
+        known = c.octets(entry) if type(entry) is int else entry.data
         low, high = max(at, start), min(at + len(known), start + len(octets))
         data = known[: low - at] + octets[low - start : high - start] + known[high - at :]
         old = c.kept(entry, entry) if type(entry) is int else entry
@@ -702,15 +716,20 @@ class Flow:
         detail = f"octet {place} of the {self._name(h)}'s stream came again with another value{note}; {end}"
         self.odd("conflicting_data", detail, ts, frame)
 
-    def _compare_held(self, h: Half, pieces: list[Piece], copy: Piece) -> None:
-        i = max(bisect_right(pieces, (copy.start + 1,)) - 1, 0)
-        while i < len(pieces) and pieces[i].start < copy.end:
-            held = pieces[i]
-            place = _difference(held.start, held.data, copy.start, copy.data)
+    def _compare_held(self, h: Half, span: Span) -> None:
+        """Compare copies of octets that were held with the ones handed up."""
+        pieces = span.pieces
+        joined = b"".join([piece.data for piece in pieces])
+        whole = len(joined) == span.end - span.start
+        for copy in span.copies:
+            if whole:
+                place = _difference(span.start, joined, copy.start, copy.data)
+            else:
+                i = max(bisect_right(pieces, (copy.start + 1,)) - 1, 0)
+                place = _difference(pieces[i].start, pieces[i].data, copy.start, copy.data)
             if place >= 0:
-                self._conflict(h, place, held.kind & 255, copy.kind & 255, copy.ts, copy.frame)
-                return
-            i += 1
+                first = pieces[bisect_right(pieces, (place + 1,)) - 1]
+                self._conflict(h, place, first.kind & 255, copy.kind & 255, copy.ts, copy.frame)
 
     def _ttl_at(self, h: Half, place: int) -> int:
         for start, end, ttl in h.odd_ttls or ():
@@ -934,7 +953,7 @@ class Flow:
             later = h.rows[n:], h.starts[n:], h.acks[n:]
             del h.rows[n:], h.starts[n:], h.acks[n:]
             self._flush(side)
-            h.rows = [c.kept(entry, -1) if type(entry) is int else entry._replace(order=-1) for entry in later[0]]
+            h.rows = [c.kept(e, -1) if type(e) is int else e if e.order < 0 else e._replace(order=-1) for e in later[0]]
             h.starts, h.acks, h.mixed = later[1], later[2], True
         else:
             self._flush(side)
@@ -962,21 +981,16 @@ class Flow:
         h.rows, h.starts, h.acks, h.mixed = [], [], [], False
 
     def _mixed_run(self, rows: list[Any]) -> tuple[int, bytes, list[int], list[int]]:
-        """A run with pieces in it that were held or trimmed."""
+        """A run in which not every entry is a whole row of the batch."""
         c = self.columns
-        parts, ts, frames = [], [], []
-        for entry in rows:
-            if type(entry) is int:
-                assert c is not None
-                parts.append(c.octets(entry))
-                ts.append(c.ts[entry])
-                frames.append(c.frame[entry])
-            else:
-                parts.append(entry.data)
-                ts.append(entry.ts)
-                frames.append(entry.frame)
-        first = rows[0]
-        return first if type(first) is int else first.order, b"".join(parts), ts, frames
+        if c is None:
+            data = b"".join([e.data for e in rows])
+            return rows[0].order, data, [e.ts for e in rows], [e.frame for e in rows]
+        buf, place, length = c.buf, c.place, c.length
+        data = b"".join([buf[place[e] : place[e] + length[e]] if type(e) is int else e.data for e in rows])
+        ts = [c.ts[e] if type(e) is int else e.ts for e in rows]
+        frames = [c.frame[e] if type(e) is int else e.frame for e in rows]
+        return rows[0] if type(rows[0]) is int else rows[0].order, data, ts, frames
 
     def _emit(self, h: Half, side: int, order: int, chunk: Chunk) -> None:
         self.items.append((order, chunk))

@@ -71,7 +71,7 @@ class Streams:
         self._numbers: dict[int, list[tuple[int, int]]] = {}
         self._apart: list[tuple[int, list[int]]] = []
         self._ended: dict[int, tuple[Connection, int]] = {}
-        self._begun: list[int] = []
+        self._begun: set[int] = set()
         self._done: dict[int, tuple[int, int, int, int, int, int, bool]] = {}
         """Slots whose connections are over or ignored: state, last time, first and last sequence numbers, was it ours."""
         self._known: dict[int, tuple[int, ...]] = {}
@@ -325,7 +325,9 @@ class Streams:
         slots = b.slots[again]
         flows.syns[slots] += b.counts[again].astype(np.int32)
         flows.ts_last[slots] = np.maximum(flows.ts_last[slots], latest[again])
-        fresh = pure & (state == NONE)
+        over = pure & (state == HALF) & (flows.side[b.slots] == side) & ~again
+        self._forget_half(b.slots[over])
+        fresh = pure & (state == NONE) | over
         slots, at = b.slots[fresh], b.begins[fresh]
         flows.state[slots] = HALF
         flows.side[slots] = side[fresh]
@@ -445,6 +447,8 @@ class Streams:
         flow = live.get(slot)
         if flow is not None and flow.items:
             self._collect(flow)
+        elif flow is not None and flow.only_syns:
+            self._back_to_half(flow)
         return True
 
     def _adopt_vlan(self, slot: int, c: Columns, k: int, kinds: _Kinds) -> _Kinds:
@@ -531,6 +535,16 @@ class Streams:
                 ident = self._identify(conn) if self._identify else None
                 self.anomalies.append(Anomaly(c.ts[k], conn.source, ident, None, name, detail, c.frame[k]))
 
+    def _back_to_half(self, flow: Flow) -> None:
+        """So far nothing but a SYN and its copies: a row of the table will do."""
+        flows, slot, side = self._flows, flow.slot, flow.orig
+        self._begun.discard(slot)
+        flows.state[slot], flows.side[slot], flows.syns[slot] = HALF, side, flow.syns
+        flows.ts[slot], flows.frame[slot], flows.ts_last[slot] = flow.ts, flow.frame, flow.ts_last
+        isn = (flow.half[side].base - 1) & 0xFFFFFFFF
+        flows.isn0[slot], flows.isn1[slot] = (0, isn) if side else (isn, 0)
+        del flows.live[slot]
+
     def _wake_half(self, slot: int) -> None:
         """A SYN that was only a row has been answered, or is followed by something."""
         flows = self._flows
@@ -541,7 +555,7 @@ class Streams:
         flow.ts_syn, flow.syns = ts, int(flows.syns[slot])
         flow.ts_before = flow.ts_last = int(flows.ts_last[slot])
         flow.half[side].begin(int(flows.isn1[slot] if side else flows.isn0[slot]) + 1, soft=False)
-        self._begun.append(slot)
+        self._begun.add(slot)
         flows.live[slot] = flow
 
     def _begin(self, slot: int, c: Columns, k: int, stream: int) -> Flow:
@@ -552,7 +566,7 @@ class Streams:
         if flags & SYN:
             flow.stage, flow.busy = 0, True
         self._flows.live[slot] = flow
-        self._begun.append(slot)
+        self._begun.add(slot)
         self._done.pop(slot, None)
         self._ended.pop(slot, None)
         return flow
@@ -678,8 +692,8 @@ class Streams:
         """Put into the table what was begun and what is over."""
         flows = self._flows
         if self._begun:
-            flows.state[self._begun] = LIVE
-            self._begun = []
+            flows.state[list(self._begun)] = LIVE
+            self._begun.clear()
         if self._done:
             slots = list(self._done)
             columns = zip(*self._done.values(), strict=True)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from socket import AF_INET6, inet_ntoa, inet_ntop
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ _RCODES = (
 _TYPES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 52: "TLSA", 99: "SPF"}
 _OPT = 41
 _IN = 1
+_QUESTIONS = 4096
+"""Question sections whose reading is remembered."""
+_TO_QUESTION = b"\xc0\x0c"
+"""Pointer to the name that follows the header: how most answers name their owner."""
 
 _COUNTS = Struct(">5H")
 _QUESTION = Struct(">HH")
@@ -96,8 +101,10 @@ def read(wire: bytes, limits: Limits) -> Message:
     try:
         pos = _questions(wire, counts[0], questions, limits)
         if opcode in (0, 4):  # the answer section of an UPDATE holds conditions, not answers (RFC 2136 2.4)
-            pos, ttl, fault = _answers(wire, pos, counts[1], answers, limits)
-            rcode |= _extended_rcode(wire, pos, counts[2] + counts[3])
+            if counts[1]:
+                pos, ttl, fault = _answers(wire, pos, counts[1], answers, limits, questions[0].name if questions else None)
+            if counts[2] or counts[3]:
+                rcode |= _extended_rcode(wire, pos, counts[2] + counts[3])
     except Malformed as wrong:
         if not (truncated and questions):  # servers that set TC may stop anywhere
             fault = str(wrong)
@@ -122,7 +129,7 @@ def read(wire: bytes, limits: Limits) -> Message:
         first.name if first else None,
         first.type if first else None,
         first.klass if first else None,
-        purpose(first.name, first.type, first.klass, found) if first and opcode == 0 else None,
+        _purpose(first, found) if first and opcode == 0 else None,
         found,
         ttl,
         fault,
@@ -134,12 +141,36 @@ def read(wire: bytes, limits: Limits) -> Message:
     return message
 
 
+def _purpose(question: Question, answers: list[str] | None) -> str:
+    if question.type == "TXT":
+        return purpose(question.name, question.type, question.klass, answers)
+    return _by_name(question.name, question.type, question.klass)
+
+
+@lru_cache(maxsize=_QUESTIONS)
+def _by_name(name: str, kind: str, klass: str) -> str:
+    """The purpose of a question whose answers do not matter to it."""
+    return purpose(name, kind, klass, None)
+
+
 def _questions(wire: bytes, count: int, questions: list[Question], limits: Limits) -> int:
     """`Question`s (RFC 1035 4.1.2), appended; where the section ends."""
     pos = HEADER
+    if count == 1:
+        end = wire.find(b"\0", HEADER) + 5
+        known = _KNOWN.get(wire[HEADER:end])
+        if known is not None:
+            questions.append(known)
+            return end
     for _ in range(min(count, limits.dns_questions)):
         question, pos = read_question(wire, pos)
         questions.append(question)
+    if count == 1 and pos == end:
+        section = wire[HEADER:end]
+        if section.isascii():  # no pointers in it: it reads the same in every message
+            if len(_KNOWN) >= _QUESTIONS:
+                _KNOWN.clear()
+            _KNOWN[section] = question
     if count > limits.dns_questions:
         raise Malformed(f"{count} questions in one message")
     return pos
@@ -155,14 +186,25 @@ def read_question(wire: bytes, pos: int) -> tuple[Question, int]:
     return Question(key, name_text(labels), type_text(qtype), class_text(qclass)), pos + 4
 
 
-def _answers(wire: bytes, pos: int, count: int, answers: list[str], limits: Limits) -> tuple[int, int | None, str | None]:
+_KNOWN: dict[bytes, Question] = {}
+"""Question sections of one question read before."""
+
+
+def _answers(
+    wire: bytes, pos: int, count: int, answers: list[str], limits: Limits, qname: str | None
+) -> tuple[int, int | None, str | None]:
     """Resource records (RFC 1035 4.1.3), appended as text; (end of the section, smallest TTL, what is wrong)."""
     ttl_min: int | None = None
     fault = None
     for i in range(count):
         if i >= limits.dns_records:
             raise Malformed(f"{count} answer records in one message")
-        labels, pos = labels_at(wire, pos)
+        if qname is not None and wire[pos : pos + 2] == _TO_QUESTION:
+            owner = qname
+            pos += 2
+        else:
+            labels, pos = labels_at(wire, pos)
+            owner = name_text(labels)
         kind, klass, ttl, length, pos, end = _record(wire, pos)
         if ttl > 0x7FFFFFFF:  # RFC 2181 8
             ttl = 0
@@ -173,7 +215,7 @@ def _answers(wire: bytes, pos: int, count: int, answers: list[str], limits: Limi
         except Malformed as wrong:
             fault = fault or f"{type_text(kind)} record: {wrong}"
             text = f"\\# {length} {wire[pos:end].hex()}".rstrip()
-        answers.append(f"{name_text(labels)} {type_text(kind)} {text}")
+        answers.append(f"{owner} {type_text(kind)} {text}")
         pos = end
     return pos, ttl_min, fault
 
@@ -284,13 +326,15 @@ def _a(wire: bytes, pos: int, end: int) -> str:
     """ADDRESS (RFC 1035 3.4.1)."""
     if end - pos != 4:
         raise Malformed(f"an address of {end - pos} octets")
-    return f"{wire[pos]}.{wire[pos + 1]}.{wire[pos + 2]}.{wire[pos + 3]}"
+    return inet_ntoa(wire[pos:end])
 
 
 def _aaaa(wire: bytes, pos: int, end: int) -> str:
     """128 bit address (RFC 3596 2.2), as RFC 5952 writes it."""
     if end - pos != 16:
         raise Malformed(f"an address of {end - pos} octets")
+    if wire[pos]:  # no system writes such an address in another way
+        return inet_ntop(AF_INET6, wire[pos:end])
     import dns.ipv6
 
     return dns.ipv6.inet_ntoa(wire[pos:end])

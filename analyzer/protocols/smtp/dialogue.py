@@ -43,7 +43,8 @@ class Given:
     """A command, or something else, that waits for its reply."""
 
     __slots__ = (
-        "ack", "argument", "begin", "end", "frame", "hole", "last", "note", "recipient", "transaction", "ts", "ts_end", "verb",
+        "ack", "argument", "begin", "end", "frame", "hole", "last", "odd", "recipient", "stated", "transaction", "ts", "ts_end",
+        "verb",
     )  # fmt: skip
 
     def __init__(self, verb: str, begin: int, end: int, ts: int | None, frame: int | None, ack: int, ts_end: int | None) -> None:
@@ -57,12 +58,18 @@ class Given:
         """Server octets that the client had when it sent this, -1 unknown."""
         self.transaction: Transaction | None = None
         self.recipient: Recipient | None = None
-        self.note: str | None = None
+        self.odd: list[tuple[str, str]] | None = None
+        """(anomaly name, detail) of what is odd about it, told before its row."""
+        self.stated: str | None = None
         """The address that XCLIENT or XFORWARD states."""
         self.last = False
         """BDAT or BURL with LAST: its reply is the transaction's."""
         self.hole = False
         """Commands before it may be lost."""
+
+    def remark(self, name: str, detail: str) -> None:
+        """Something odd about it."""
+        self.odd = [*(self.odd or ()), (name, detail)]
 
 
 class Dialogue(BaseSession):
@@ -348,6 +355,10 @@ class Dialogue(BaseSession):
         previous = self._previous
         if reply is not None:
             self._previous = reply
+        if given.odd:
+            for name, detail in given.odd:
+                self.weird(name, detail, given.ts, given.frame)
+            given.odd = None
         verb = given.verb
         if verb[:1] == "(":
             return

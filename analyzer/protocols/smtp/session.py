@@ -82,6 +82,10 @@ class Session(Recovery):
                 transaction.unseen = transaction.unseen or lost
                 if given.verb == "MAIL" and transaction.outer is not None:
                     self.conclude(transaction.outer, "client", given.ts, given.frame)
+        if given.verb in HELLO and self.info.client_name is None:
+            self.info.client_name = (given.argument or "").partition(" ")[0] or None
+        elif given.verb == "AUTH" and self.info.auth_ok is None:
+            self.info.auth_mechanism, self.info.auth_user, self.info.ts_auth = self._mechanism, self._sasl_user, given.ts
         self.show(given, None)
         if given is self.awaited:
             self.awaited = None
@@ -272,8 +276,8 @@ class Session(Recovery):
         return False
 
     def _answer_xclient(self, given: Given, reply: Reply) -> bool:
-        if reply.kind == 2 and given.note:
-            self.info.stated_client_ip = given.note
+        if reply.kind == 2 and given.stated:
+            self.info.stated_client_ip = given.stated
         if given.verb == "XFORWARD":
             return True
         return self._answer_end(given, reply) if reply.kind == 2 else self._resume(given)
@@ -301,8 +305,6 @@ class Session(Recovery):
             skip, self.cut = self.cut, inbox.cut
             if skip:
                 continue
-            if inbox.cut:
-                self.weird("line_too_long", "a command line", *inbox.segment_at(begin)[:2])
             self._command(line, begin, inbox.base + inbox.pos)
         return moved
 
@@ -314,14 +316,16 @@ class Session(Recovery):
             self._first = (ts, frame, ack)
             if self._greeting is not None:
                 self._early_talker(self._greeting)
-        if end - begin - len(line) == 1 and not self._bare_lf and not inbox.cut:
-            self._bare_lf = True
-            self.weird("bare_lf", "command lines end with LF alone", ts, frame)
         verb, rest = grammar.verb_of(line)
         known = verb in grammar.VERBS
-        if not known:
-            verb = self._unknown(verb, line, ts, frame)
         given = Given(verb, begin, end, ts, frame, ack, ts_end)
+        if not known:
+            verb = given.verb = self._unknown(given, line)
+        if inbox.cut:
+            given.remark("line_too_long", "a command line")
+        elif end - begin - len(line) == 1 and not self._bare_lf:
+            self._bare_lf = True
+            given.remark("bare_lf", "command lines end with LF alone")
         if rest and (known or verb not in (STRAY, MASKED)):
             given.argument = grammar.shown(verb, rest, self.limits.argument_chars)
         if known:
@@ -339,10 +343,14 @@ class Session(Recovery):
         if len(self.waiting) > self.limits.commands_waiting:
             self.unanswered(self.waiting.popleft())
 
-    def _unknown(self, verb: str, line: bytes, ts: int | None, frame: int | None) -> str:
+    def _unknown(self, given: Given, line: bytes) -> str:
         """A word that is no command we know; it may be a secret that came at the wrong moment."""
+        verb = given.verb
         if self._guarding or verb.startswith(("AUTH=", "AUTH:", "X-EXPS=")):
-            self.weird("sasl_out_of_turn", "a line that may be a SASL response outside of an exchange; not shown", ts, frame)
+            if self.server.seen:
+                given.remark("sasl_out_of_turn", "a line that may be a SASL response outside of an exchange; not shown")
+            elif self.info.auth_ok is None:  # the exchange goes on unheard
+                self._sasl_response(line)
             return STRAY
         word = line.split(None, 1)[0] if line.strip() else b""
         if len(word) > 7 and (_ODD.search(word) or not (word.isupper() or word.islower())):
@@ -368,7 +376,7 @@ class Session(Recovery):
         try:
             transaction.carried.mail_from, transaction.carried.mail_parameters = grammar.path(rest, b"FROM")
         except Malformed as why:
-            self.weird("malformed_path", f"MAIL: {why}", given.ts, given.frame)
+            given.remark("malformed_path", f"MAIL: {why}")
 
     def _read_rcpt(self, given: Given, rest: bytes) -> None:
         if self.transaction is None and self.headless:
@@ -379,14 +387,13 @@ class Session(Recovery):
         try:
             address, parameters = grammar.path(rest, b"TO")
         except Malformed as why:
-            self.weird("malformed_path", f"RCPT: {why}", given.ts, given.frame)
+            given.remark("malformed_path", f"RCPT: {why}")
             return
         recipients = transaction.carried.recipients
         if len(recipients) >= self.limits.recipients:
             if not transaction.crowded:
                 transaction.crowded = True
-                detail = f"more than {len(recipients)} recipients in one transaction"
-                self.weird("too_many_recipients", detail, given.ts, given.frame)
+                given.remark("too_many_recipients", f"more than {len(recipients)} recipients in one transaction")
             return
         given.recipient = recipient = Recipient(address, parameters, given.ts)
         recipient.frame = given.frame
@@ -401,7 +408,7 @@ class Session(Recovery):
         try:
             self.left, given.last = grammar.chunk_size(rest)
         except Malformed as why:
-            self.weird("malformed_bdat", str(why), given.ts, given.frame)
+            given.remark("malformed_bdat", str(why))
             return
         self.chunk = given
         self.state = CHUNK
@@ -444,7 +451,7 @@ class Session(Recovery):
             self.left = 0
 
     def _read_xclient(self, given: Given, rest: bytes) -> None:
-        given.note = grammar.stated_address(rest)
+        given.stated = grammar.stated_address(rest)
         if given.verb == "XCLIENT":
             self._read_end(given, rest)
 
@@ -605,7 +612,8 @@ class Session(Recovery):
         self.flush_replies()
         if not self.lossy and self.client.seen:
             for reply in self.surplus:
-                self.weird("reply_unasked", f"{reply.code} {grammar.reply_text(reply.lines, 80)}", reply.ts, reply.frame)
+                if reply is not self.farewell:
+                    self.weird("reply_unasked", f"{reply.code} {grammar.reply_text(reply.lines, 80)}", reply.ts, reply.frame)
         transaction = self.transaction
         if transaction is None or transaction.closed:
             return

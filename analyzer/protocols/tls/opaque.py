@@ -1,14 +1,25 @@
-"""Mail over implicit TLS (RFC 8314): a session that is opaque, or becomes the real one when there are keys."""
+"""Implicit TLS: mail (RFC 8314) and DNS (RFC 7858, 8484); opaque, or the real session when there are keys."""
+
+import re
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Event, Recognised, Session, SessionEnded, session_row
 from analyzer.protocols.tls.layer import CHANGE_CIPHER_SPEC, HEARTBEAT, LONGEST, RECORD
 from analyzer.wire.types import Chunk, Connection
 
-IMPLICIT = {465: "smtp", 993: "imap", 995: "pop3", 2465: "smtp"}
-"""Ports where TLS is spoken from the first octet (RFC 8314 7; 2465 stands in for 465 where that is blocked)."""
+IMPLICIT = {465: "smtp", 993: "imap", 995: "pop3", 2465: "smtp", 853: "dns"}
+"""Ports where TLS is spoken from the first octet (RFC 8314 7, 7858 3.1; 2465 stands in for 465 where that is blocked)."""
 PORTS = {25: "smtp", 587: "smtp", 2525: "smtp", 24: "smtp", 110: "pop3", 143: "imap"} | IMPLICIT
 """Ports where a ClientHello as the first octets is a mail connection too."""
+
+
+HTTPS = 443
+DOH_SERVERS = re.compile(
+    rb"dns\.google|cloudflare-dns\.com|one\.one\.one\.one|dns1?\d?\.quad9\.net|doh\.(?:opendns\.com|cleanbrowsing\.org)|"
+    rb"dns\.(?:nextdns\.io|mullvad\.net|adguard(?:-dns)?\.com)"
+)
+"""Server names of public DNS over HTTPS (RFC 8484): by anything else it cannot be told from other HTTPS."""
+DNS = ("dns", "doh")
 
 
 class OpaqueSession(Session):
@@ -19,7 +30,8 @@ class OpaqueSession(Session):
     """
 
     def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
-        self.protocol = PORTS.get(conn.resp_port if client_is_orig else conn.orig_port, "smtp")
+        port = conn.resp_port if client_is_orig else conn.orig_port
+        self.protocol = "doh" if port == HTTPS else PORTS.get(port, "smtp")
         super().__init__(conn, client_is_orig, limits)
         self._inner: Session | None = None
 
@@ -34,7 +46,8 @@ class OpaqueSession(Session):
         for inbox, from_client in ((self.client, True), (self.server, False)):
             if inbox.available or inbox.has_gap:
                 for chunk in inbox.rest(from_client == self.client_is_orig):
-                    self.events += self._reader().feed(chunk)
+                    if self.protocol != "doh":  # what is inside is HTTP
+                        self.events += self._reader().feed(chunk)
 
     def _reader(self) -> Session:
         if self._inner is None:
@@ -52,6 +65,10 @@ class OpaqueSession(Session):
         self.pump()
         if self._inner is not None:
             self.events += self._inner.close(reason, ts)
+        elif self.protocol in DNS:
+            info, over = self.info, "TLS" if self.protocol == "dns" else "HTTPS"
+            detail = f"DNS over {over}, {info.client_ip} with {info.sni or info.server_ip}"
+            self.weird("encrypted_dns", detail, info.connection.ts, info.connection.first_frame)
         else:
             self.events.append(SessionEnded(self.info, session_row(self.info, self.client_is_orig)))
         events, self.events = self.events, []
@@ -62,6 +79,8 @@ def probe(orig: bytes, resp: bytes, orig_port: int, resp_port: int, closing: boo
     """A ClientHello on a mail port, or anything that is no text on a port of implicit TLS (joined mid-stream)."""
     for port, octets, from_orig in ((resp_port, orig, True), (orig_port, resp, False)):
         if port in PORTS and is_client_hello(octets):
+            return Recognised("tls", from_orig)
+        if port == HTTPS and DOH_SERVERS.search(octets, 0, 2048) and is_client_hello(octets):
             return Recognised("tls", from_orig)
     if resp_port in IMPLICIT or orig_port in IMPLICIT:
         for octets in (orig, resp):
