@@ -210,7 +210,13 @@ def _run(captures: Sequence[str], more: Sequence[str], keylogs: Sequence[str], q
     from analyzer.pipeline import run
 
     with _progress(quiet) as report:
-        return run(inputs, keylogs=keylogs, progress=report)
+        return run(inputs, keylogs=keylogs or _key_log_at_hand(), progress=report)
+
+
+def _key_log_at_hand() -> tuple[str, ...]:
+    """The key log that browsers and curl write on this machine; unlike one asked for, it may be absent or empty."""
+    path = os.environ.get("SSLKEYLOGFILE", "")
+    return (path,) if os.path.isfile(path) and os.access(path, os.R_OK) and os.path.getsize(path) else ()
 
 
 def _warn(result: "Result") -> None:
@@ -240,9 +246,7 @@ def _captures(command: Any) -> Any:
             metavar="N",
             help="Accepted; so far one process does the work.",
         ),
-        click.option(
-            "--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log (SSLKEYLOGFILE format); repeatable."
-        ),
+        click.option("--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log; repeatable. Else: $SSLKEYLOGFILE."),
         click.option("-r", "more", multiple=True, metavar="FILE", help="One more CAPTURE, as tshark takes it."),
         click.argument("captures", nargs=-1, metavar="CAPTURE..."),
     ):
@@ -384,10 +388,10 @@ def _conditions(given: Sequence[str]) -> list[str]:
 
 def _matches(tables: "Tables", conditions: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Conditions that hold, with what to say of them."""
-    from analyzer.views.overview import is_plaintext_login
-
     for name in conditions:
         if name == "plaintext-auth":
+            from analyzer.views.overview import is_plaintext_login
+
             rows = (is_plaintext_login(row.auth_mechanism, row.tls) for row in tables.rows("sessions"))
             noun = "session"
         else:

@@ -84,15 +84,24 @@ def _rights() -> Iterator[Finding]:
         )
         yield Finding("--", "capture", f"not examined on {sys.platform}; {fix}")
         return
-    if os.geteuid() == 0:
-        yield Finding("ok", "this process", "runs as root")
-    elif _effective_capabilities() >> CAP_NET_RAW & 1:
-        yield Finding("ok", "this process", "has CAP_NET_RAW")
+    from analyzer.wire.live import interfaces
+
+    own = bool(_effective_capabilities() >> CAP_NET_RAW & 1)
+    if own:
+        yield Finding("ok", "this process", "has CAP_NET_RAW: mailhop capture works by raw sockets, too")
+    elif os.geteuid() == 0:
+        yield Finding("no", "this process", "root without CAP_NET_RAW: start the container with --cap-add NET_RAW")
     else:
         yield Finding("--", "this process", "may not capture by itself (no CAP_NET_RAW); dumpcap can do it instead")
     dumpcap = shutil.which("dumpcap")
     if dumpcap is not None:
-        yield _dumpcap(dumpcap)
+        yield _dumpcap(dumpcap, own)
+    elif not own:
+        yield Finding(
+            "no", "live capture", f"impossible here; {TOOLS['dumpcap']}; or ssh HOST sudo tcpdump -U -w - | mailhop capture -i -"
+        )
+    names = interfaces()
+    yield Finding("ok" if names else "--", "interfaces", ", ".join([*names, "any"]) if names else "none can be listed")
 
 
 def _effective_capabilities() -> int:
@@ -105,9 +114,11 @@ def _effective_capabilities() -> int:
     return 0
 
 
-def _dumpcap(path: str) -> Finding:
+def _dumpcap(path: str, own: bool) -> Finding:
+    if own:
+        return Finding("ok", "dumpcap", "may capture: it has this process's rights")
     if os.geteuid() == 0:
-        return Finding("ok", "dumpcap", "may capture: run by root")
+        return Finding("no", "dumpcap", "may not capture: root here lacks CAP_NET_RAW")
     if not os.access(path, os.X_OK):
         return Finding("no", "dumpcap", 'you may not run it: sudo usermod -aG wireshark "$USER", then log in again')
     try:
@@ -124,6 +135,6 @@ def _keys() -> Iterator[Finding]:
     if not path:
         yield Finding("--", "SSLKEYLOGFILE", "not set; TLS is read with --keylog FILE, or with keys inside a pcapng")
     elif os.access(path, os.R_OK):
-        yield Finding("ok", "SSLKEYLOGFILE", f"{path}: use it with --keylog")
+        yield Finding("ok", "SSLKEYLOGFILE", f"{path}: used when no --keylog is given")
     else:
         yield Finding("no", "SSLKEYLOGFILE", f"{path} cannot be read")

@@ -47,7 +47,9 @@ class Limits:
 
     # wire: connections
     connections: int = 500_000
-    """Connections tracked at once: the least recently used is closed (`timeout`), `connections_dropped`."""
+    """Flows remembered (some 150 octets each): the ones not heard of for longest are forgotten."""
+    open_connections: int = 100_000
+    """Connections followed at once (some 2 KB each): the least recently used are closed (`timeout`), `connections_dropped`."""
     connection_idle: int = 86_400_000_000_000
     """Silence after which a connection is over (`timeout`).  TCP itself knows none (RFC 9293 3.8.4): hours are survived."""
     half_open_idle: int = 120_000_000_000
@@ -65,7 +67,7 @@ class Limits:
     hole_packets: int = 1024
     """Packets of a connection after the acknowledgement of unseen octets until they are given up as lost (with `hole_age`)."""
     hole_age: int = 30_000_000_000
-    """Time after it until they are; also the time a finished connection with a hole is waited with.  Live capture may ask less."""
+    """Time after it until they are; also how long a finished connection with a hole is waited for.  Live may ask less."""
     reset_linger: int = 2_000_000_000
     """Time after an RST in which its sender may go on and so show it forged."""
     lingering: int = 20_000
@@ -170,10 +172,10 @@ class Limits:
     """Silence after which a message whose fate is known (delivered, rejected, bounced) is finished: its rows are written
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
     live_traces: int = 10_000
-    """Messages open at once: beyond, the longest silent are finished (decided ones first), `traces_finished_early`."""
+    """Crossings of open messages held: beyond, the longest silent are finished (decided ones first), `traces_finished_early`."""
     live_held_bytes: int = 64 << 20
     """Octets of header fields and reports of open messages: beyond, as `live_traces`."""
-    live_lookups: int = 20_000
+    live_lookups: int = 50_000
     """DNS rows held for messages that may still need them: beyond, the oldest are written as they are."""
     live_lookup_age: int = 3_600_000_000_000
     """Age at which a DNS row is written and forgotten unless an open message uses it."""

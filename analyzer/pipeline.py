@@ -198,5 +198,3 @@ def run(
                 pipeline.feed(frames)
         tables = pipeline.finish(sources)
     return Result(tables, sources)
-
-

@@ -30,9 +30,9 @@ class Book:
         self._limits = limits
         self._entries = 0
         self._sections: list[list[str]] = []
-        self._last: dict[tuple[str, str], int] = {}
-        """Question -> its last section."""
-        self._known: dict[tuple[str, ...], int] = {}
+        self._read = 0
+        """Sections understood so far."""
+        self._known: dict[str | tuple[str, ...], int] = {}
         self.addresses: dict[str, set[str]] = {}
         self.exchangers: dict[str, dict[str, int]] = {}
         """Domain -> exchanger -> preference."""
@@ -45,13 +45,9 @@ class Book:
         self._spf: dict[str, str] = {}
         self.full = False
 
-    def learn(self, qname: str, qtype: str, answers: list[str]) -> int:
+    def learn(self, answers: list[str]) -> int:
         """Take one answer section (`owner TYPE rdata` each); returns its number, -1 when the book is full."""
-        key = (qname, qtype)
-        last = self._last.get(key)
-        if last is not None and self._sections[last] == answers:
-            return last
-        section = tuple(answers)
+        section = answers[0] if len(answers) == 1 else tuple(answers)
         known = self._known.get(section)
         if known is None:
             if self._entries >= self._limits.book_entries:
@@ -60,12 +56,16 @@ class Book:
             known = self._known[section] = len(self._sections)
             self._sections.append(answers)
             self._entries += len(answers)
-            for answer in answers:
+        return known
+
+    def read(self) -> None:
+        """Understand what was learned: not before somebody will ask, for most captures' lookups have nothing to do with mail."""
+        sections, self._read = self._sections[self._read :], len(self._sections)
+        for section in sections:
+            for answer in section:
                 owner, _, rest = answer.partition(" ")
                 rtype, _, rdata = rest.partition(" ")
                 self._record(fold(owner), rtype, rdata)
-        self._last[key] = known
-        return known
 
     def section(self, number: int) -> list[str]:
         """An answer section by its number."""

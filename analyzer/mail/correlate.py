@@ -128,7 +128,8 @@ class Correlator:
             while trail is not None and trail not in seen:
                 seen.add(trail)
                 if trail.field.id is not None:
-                    candidates = nearest(accepted.get(plain_id(trail.field.id)), s.ts, _SLACK)
+                    known = accepted.get(plain_id(trail.field.id))
+                    candidates = nearest(known, s.ts, _SLACK) if known is not None else ()
                     fits = [other for other in candidates if other is not s and self._queued_as(other, s, trail)]
                     if fits:  # queue ids come round again: the likeliest of several, then the latest
                         self.forest.join(max(fits, key=lambda other: _likeness(other, s)).order, s.order)

@@ -76,7 +76,7 @@ class Judge:
         """Recipient -> addresses it became."""
         self._readers: set[str] = set()
         self._read: set[int] = set()
-        self._lost = Counter(id(lost.client) for lost in trace.lost or ())
+        self._lost = Counter(id(lost.client) for lost in trace.lost) if trace.lost else None
         for leg in trace.legs:
             s = leg.sighting
             if s is None:
@@ -138,9 +138,10 @@ class Judge:
                 last = _refused(leg, recipient, n)
         if last is None:
             return Outcome("unknown", 0, None, None)
-        if not self._lost or last.leg is None or not any(last.leg is leg for leg in tries):
+        lost = self._lost
+        if lost is None or last.leg is None or not any(last.leg is leg for leg in tries):
             return last  # also when it was decided further down
-        return last._replace(attempts=last.attempts + sum(self._lost[c] for c in {id(leg.client) for leg in tries}))
+        return last._replace(attempts=last.attempts + sum(lost[c] for c in {id(leg.client) for leg in tries}))
 
     def _onward(self, low: str, leg: Leg, depth: int, tries: int) -> Outcome:
         """From an accepted hop on."""

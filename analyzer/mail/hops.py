@@ -250,7 +250,8 @@ class Builder:
             leg.parent = self._parent(leg)
         for claim in claims:
             claim.parent = self._above(claim.trail.below) if claim.trail is not None else None
-        self._siblings()
+        if len(self.legs) > 1:
+            self._siblings()
         self.legs += claims
         _cut_cycles(self.legs)
         self.legs.sort(key=_order)
@@ -347,9 +348,12 @@ class Builder:
         cover = self._above(leg.trail)
         if cover is not None and cover.server is host:
             return cover
-        arrived = self._at.get(id(host), [])
-        at = bisect_right(arrived, leg.ts, key=_leg_ts)
-        here = [x for x in arrived[max(at - _LOOK_BACK, 0) : at] if x is not leg]
+        arrived = self._at.get(id(host))
+        if arrived is None:
+            here = []
+        else:
+            at = bisect_right(arrived, leg.ts, key=_leg_ts)
+            here = [x for x in arrived[max(at - _LOOK_BACK, 0) : at] if x is not leg]
         same = [x for x in here if x.sighting is not None and x.sighting.has_content and x.trail is leg.trail]
         if leg.trail is not None and same and s.has_content:
             return same[-1]  # a host that adds no trace field of its own

@@ -10,6 +10,7 @@ import re
 from calendar import timegm
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from sys import intern
 from typing import NamedTuple
 
 FIELD_CHARS = 4096
@@ -133,26 +134,32 @@ def _usual(found: re.Match[str]) -> Received | None:
     if helo[0] != "[":
         if helo[-1] == "]" or canonical_ip(helo) is not None:
             return None
-        called = helo.rstrip(".,").lower()
+        called = _host(helo)
     elif canonical_ip(helo[1:-1]) is None:
         return None
     if name is not None:
         if canonical_ip(name := name.strip()) is not None or not _HOST_WORD.match(name):
             return None
-        name = name.rstrip(".").lower()
+        name = _host(name)
     if recipient is not None and "@" not in recipient:
         recipient = None
     return Received(
         called if called != "unknown" else None,
         name if name != "unknown" else None,
         ip,
-        by.rstrip(".,").lower() or None,
+        _host(by) or None,
         None,
-        protocol,
+        intern(protocol),
         identifier,
         recipient,
         parse_date(stamp),
     )
+
+
+@lru_cache(1024)
+def _host(name: str) -> str:
+    """A host's name to compare by; the same few names stand in most fields, and are kept once."""
+    return name.rstrip(".,").lower()
 
 
 _ODD = frozenset(_CLAUSES)

@@ -3,6 +3,7 @@
 RFC 3464 (delivery status), RFC 3462 (multipart/report), RFC 8098 (disposition notices), RFC 3834 (Auto-Submitted).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from analyzer.mail.received import canonical_ip
@@ -156,7 +157,19 @@ def domain_of(address: str | None) -> str | None:
     """The domain of a mailbox, lower case, without final dot; None for `<>` and for address literals."""
     if not address or "@" not in address:
         return None
-    domain = address.rpartition("@")[2].strip("<> ").rstrip(".").lower()
+    text = address.rpartition("@")[2]
+    return _known_domain(text) if len(text) <= _DOMAIN_CHARS else _domain(text)
+
+
+_DOMAIN_CHARS = 320
+"""Longer than any domain (RFC 5321 4.5.3.1.2): what is longer is not kept in memory."""
+
+
+def _domain(text: str) -> str | None:
+    domain = text.strip("<> ").rstrip(".").lower()
     if not domain or domain.startswith("[") or canonical_ip(domain) is not None:
         return None
     return domain
+
+
+_known_domain = lru_cache(1024)(_domain)

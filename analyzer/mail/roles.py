@@ -123,11 +123,11 @@ def recipient_domains(leg: Leg) -> list[str]:
     if leg.sighting is None:
         domain = domain_of(leg.field.recipient) if leg.field is not None else None
         return [domain] if domain else []
-    return list(dict.fromkeys(d for r in leg.sighting.recipients[:_LOOK_BACK] if (d := domain_of(r.address))))
-
-
-def _port(leg: Leg) -> int | None:
-    return leg.session.server_port if leg.session is not None else None
+    recipients = leg.sighting.recipients
+    if len(recipients) == 1:
+        domain = domain_of(recipients[0].address)
+        return [domain] if domain else []
+    return list(dict.fromkeys(d for r in recipients[:_LOOK_BACK] if (d := domain_of(r.address))))
 
 
 def _logged_in(leg: Leg) -> bool:
@@ -150,7 +150,13 @@ def _no_exchanger(leg: Leg, scene: Scene) -> bool:
 def _named_like(leg: Leg, scene: Scene) -> bool:
     names = leg.server.names if leg.server is not None else ()
     by = leg.field.by if leg.field is not None else None
-    return any((by is not None and same_domain(by, d)) or any(same_domain(n, d) for n in names) for d in scene.domains(leg))
+    for domain in scene.domains(leg):
+        if by is not None and same_domain(by, domain):
+            return True
+        for name in names:
+            if same_domain(name, domain):
+                return True
+    return False
 
 
 def same_domain(host: str, domain: str) -> bool:
@@ -174,11 +180,13 @@ def _told_to_use(leg: Leg, scene: Scene) -> bool:
 
 def _passes_on(leg: Leg, _: Scene) -> bool:
     """The message leaves this server again by SMTP for the same recipients."""
+    if not leg.children:
+        return False
     if leg.sighting is not None:
         mine = {r.address.lower() for r in leg.sighting.recipients[:_LOOK_BACK]}
     else:
         mine = {leg.field.recipient.lower()} if leg.field is not None and leg.field.recipient else set()
-    for child in (leg.children or ())[:_LOOK_BACK]:
+    for child in leg.children[:_LOOK_BACK]:
         s = child.sighting
         if child.carried and child.protocol == "smtp":
             theirs = {r.address.lower() for r in s.recipients[:_LOOK_BACK]} if s is not None else set()
@@ -227,15 +235,16 @@ class Rule(NamedTuple):
     """The role it speaks for; `*`: the one that `holds` returns."""
     weight: int
     says: str
-    holds: Callable[[Leg, Scene], bool | str | None]
+    holds: Callable[[Leg, Scene], bool | str | None] | None
+    """None: it holds whenever the hop has what the rule needs."""
     needs: str = ""
-    """What the hop must have for the rule to be worth asking: `seen` (by packets), `session`, `parent`, `smtp`, `dns`."""
+    """Words for what the hop must have (`_facts`), cheap to know and the same for many hops."""
 
 
 SERVER_RULES = (
-    Rule("mda", 20, "takes mail by LMTP", lambda leg, _: leg.protocol == "lmtp"),
-    Rule("msa", 15, "serves the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS, "session"),
-    Rule("msa", 15, "its client logged in", lambda leg, _: _logged_in(leg), "smtp"),
+    Rule("mda", 20, "takes mail by LMTP", None, "lmtp"),
+    Rule("msa", 15, "serves the submission ports", None, "submission"),
+    Rule("msa", 15, "its client logged in", None, "smtp login"),
     Rule("msa", 4, "asks for a login", _wants_login, "seen"),
     Rule("mx", 6, "is an MX of the recipient's domain", _is_exchanger, "dns"),
     Rule("mx", 6, "hands mail to an MDA", lambda leg, scene: id(leg.server) in scene.lmtp_clients, "smtp"),
@@ -244,36 +253,26 @@ SERVER_RULES = (
     Rule("mta", 3, "is no MX of the recipient's domain", _no_exchanger, "dns"),
     Rule("mta", 2, "its client was told to use it", _told_to_use, "dns"),
     Rule("mta", 2, "passes mail on for the same recipients", _passes_on, "smtp"),
-    Rule("mx", 1, "takes mail on port 25", lambda leg, _: _port(leg) == 25, "session"),
+    Rule("mx", 1, "takes mail on port 25", None, "port25"),
 )
 """What makes a server `msa mta mx mda`."""
 
 CLIENT_RULES = (
+    Rule("mta", 14, "wrote the newest trace field and logged in", _signed_the_top, "login traced"),
+    Rule("mua", 10, "logs in to submit", None, "smtp login"),
+    Rule("mua", 4, "uses the submission ports", None, "submission"),
     Rule(
-        "mta",
-        14,
-        "wrote the newest trace field and logged in",
-        lambda leg, s: _logged_in(leg) and _signed_the_top(leg, s),
-        "seen",
+        "mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and not _serves(leg, s), "seen untraced"
     ),
-    Rule("mua", 10, "logs in to submit", lambda leg, _: _logged_in(leg), "smtp"),
-    Rule("mua", 4, "uses the submission ports", lambda leg, _: _port(leg) in SUBMISSION_PORTS, "session"),
-    Rule("mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and not _serves(leg, s), "seen"),
     Rule("mua", 2, "hands in messages of its own", lambda leg, s: id(leg.client) in s.origins and not _serves(leg, s)),
     Rule("mda", 8, "takes mail by LMTP", lambda leg, s: id(leg.client) in s.lmtp_servers),
-    Rule("mx", 8, "hands mail to an MDA", lambda leg, _: leg.protocol == "lmtp"),
+    Rule("mx", 8, "hands mail to an MDA", None, "lmtp"),
     Rule("*", 7, "took the message in", _took_in_as, "parent"),
-    Rule("msa", 4, "took the message in from a login", _login_below, "seen"),
-    Rule(
-        "mta",
-        3,
-        "sends mail with trace fields",
-        lambda leg, _: leg.sighting is not None and leg.sighting.trail is not None,
-        "seen",
-    ),
+    Rule("msa", 4, "took the message in from a login", _login_below, "smtp traced"),
+    Rule("mta", 3, "sends mail with trace fields", None, "traced"),
     Rule("mta", 3, "sends a server's own message", lambda leg, _: _made_by_server(leg.sighting), "seen"),
     Rule("mta", 3, "takes mail by SMTP itself", _serves),
-    Rule("mta", 1, "sends to port 25", lambda leg, _: _port(leg) == 25, "session"),
+    Rule("mta", 1, "sends to port 25", None, "port25"),
 )
 """What makes a client `mua msa mta mx mda`."""
 
@@ -338,39 +337,68 @@ def _count(machine: Machine | None, held: list[tuple[str, str]]) -> None:
             machine.evidence[evidence] += 1
 
 
-def _applicable(rules: tuple[Rule, ...], leg: Leg, scene: Scene) -> tuple[Rule, ...]:
-    """The rules worth asking about such a hop."""
-    has = (
-        leg.sighting is not None,
-        leg.session is not None,
+Facts = tuple[bool, bool, bool, bool, bool, str, int | None]
+
+
+def _facts(leg: Leg, scene: Scene) -> Facts:
+    """What is cheap to know of a hop: seen by packets, with trace fields, parent, login, DNS answers, protocol, port."""
+    s = leg.sighting
+    return (
+        s is not None,
+        s is not None and s.trail is not None,
         leg.parent is not None,
-        leg.protocol == "smtp",
+        _logged_in(leg),
         scene.has_exchangers,
+        leg.protocol,
+        leg.session.server_port if leg.session is not None and leg.session.server_port in _PORTS else None,
     )
-    key = (rules is SERVER_RULES, *has)
+
+
+def _words_for(facts: Facts) -> set[str]:
+    seen, traced, parent, login, dns, protocol, port = facts
+    there = {
+        "seen": seen,
+        "traced": traced,
+        "untraced": not traced,
+        "parent": parent,
+        "login": login,
+        "smtp": protocol == "smtp",
+        "lmtp": protocol == "lmtp",
+        "dns": dns and protocol == "smtp",
+        "port25": port == 25,
+        "submission": port in SUBMISSION_PORTS,
+    }
+    return {word for word, holds in there.items() if holds}
+
+
+def _worth_asking(rules: tuple[Rule, ...], facts: Facts) -> tuple[Rule, ...]:
+    """The rules that such a hop has the needs of."""
+    key = (rules is SERVER_RULES, facts)
     found = _WORTH.get(key)
     if found is None:
-        needs = {"", *(need for need, there in zip(_NEEDS, has, strict=True) if there)}
-        if leg.protocol != "smtp":
-            needs.discard("dns")
-        found = _WORTH[key] = tuple(rule for rule in rules if rule.needs in needs)
+        words = _words_for(facts)
+        found = _WORTH[key] = tuple(rule for rule in rules if words.issuperset(rule.needs.split()))
     return found
 
 
-_NEEDS = ("seen", "session", "parent", "smtp", "dns")
-_WORTH: dict[tuple[bool, ...], tuple[Rule, ...]] = {}
+_PORTS = (25, *SUBMISSION_PORTS)
+_WORTH: dict[tuple[bool, Facts], tuple[Rule, ...]] = {}
 
 
 def _decide(rules: tuple[Rule, ...], leg: Leg, scene: Scene) -> tuple[str | None, int, list[tuple[str, str]]]:
     """(role, its weight, the evidence for it)."""
     weights: dict[str, int] = {}
     held: list[tuple[str, str]] = []
-    for role, weight, says, holds, _ in _applicable(rules, leg, scene):
-        found = holds(leg, scene)
-        if found:
-            spoken_for = role if role != "*" else str(found)
-            held.append((spoken_for, says))
-            weights[spoken_for] = weights.get(spoken_for, 0) + weight
+    for role, weight, says, holds, _ in _worth_asking(rules, _facts(leg, scene)):
+        spoken_for = role
+        if holds is not None:
+            found = holds(leg, scene)
+            if not found:
+                continue
+            if role == "*":
+                spoken_for = str(found)
+        held.append((spoken_for, says))
+        weights[spoken_for] = weights.get(spoken_for, 0) + weight
     if not weights:
         return None, 0, held
     if len(weights) == 1:

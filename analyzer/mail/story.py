@@ -159,6 +159,7 @@ class _Telling:
         self.limits = story.limits
         self.hosts = story._hosts
         self.lookups = story._lookups
+        self.lookups.flush()
         self.anomalies: list[Anomaly] = []
         self.sightings = sorted(story._sightings, key=_place)
         self.events = sorted(story._events, key=_event_place)
@@ -182,6 +183,8 @@ class _Telling:
         for a in self.attempts:
             self.hosts.of(a.orig_ip)
             self.hosts.of(a.resp_ip)
+        if self.hosts.machines():
+            self.lookups.book.read()
         self.hosts.settle(self.lookups.book)
         self._join()
         self.machines = self._machines()
@@ -257,7 +260,9 @@ class _Telling:
         for group in correlator.groups():
             legs = Builder(group, self.hosts, opaque).build()
             message_id = next((s.message_id for s in group if s.message_id is not None), None)
-            name = next(found for n in count() if (found := trace_id(group[0], n)) not in ids)
+            name = trace_id(group[0])
+            if name in ids:
+                name = next(found for n in count(1) if (found := trace_id(group[0], n)) not in ids)
             ids.add(name)
             trace = Trace(name, legs, message_id)
             for leg in legs:

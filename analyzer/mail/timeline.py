@@ -83,25 +83,34 @@ def _unobserved(leg: Leg, trace: Trace, parent: int | None) -> Hop:
     """A hop that only trace fields show, or an opaque session that fits them."""
     field, info = leg.field, leg.session
     assert field is not None
-    row = _BLANK._replace(
-        trace_id=trace.id,
-        hop=leg.number,
-        parent_hop=parent,
-        kind=leg.kind,
-        protocol=leg.protocol,
-        basis=leg.basis,
-        client_ip=leg.client_ip,
-        client_name=field.helo or field.name,
-        client_role=leg.client_role,
-        server_ip=leg.server_ip,
-        server_name=field.by,
-        server_role=leg.server_role,
-        tls=None if info is None else info.tls,
-        rcpt_to=[field.recipient] if field.recipient else None,
-        outcome="accepted",
-        queue_id=field.id,
-        ts_end=field.ts,
+    columns = (
+        trace.id,
+        leg.number,
+        parent,
+        leg.kind,
+        leg.protocol,
+        leg.basis,
+        *_BLANK[6:9],
+        leg.client_ip,
+        None,
+        field.helo or field.name,
+        leg.client_role,
+        leg.server_ip,
+        None,
+        field.by,
+        leg.server_role,
+        None if info is None else info.tls,
+        None,
+        [field.recipient] if field.recipient else None,
+        *_BLANK[20:25],
+        "accepted",
+        *_BLANK[26:29],
+        field.id,
+        *_BLANK[30:33],
+        field.ts,
+        *_BLANK[34:],
     )
+    row = Hop._make(columns)
     if info is None:
         return row
     return row._replace(
@@ -197,7 +206,8 @@ def message_row(trace: Trace) -> Message:
         good = [leg for leg in carried if leg.accepted] or carried
         end = max(leg.end for leg in good)
     spf, dkim, dmarc = _authentication(seen)
-    last = max([last, *(step.event.ts for step in trace.steps or ())])
+    if trace.steps:
+        last = max(last, *(step.event.ts for step in trace.steps))
     between = [leg for leg in trace.legs if leg.carried]
     encrypted = [leg.session.tls != "none" if leg.session is not None else _claims_tls(leg) for leg in between]
     return Message(
@@ -282,17 +292,19 @@ _RANK = {
         "aborted appended retrieved notified flagged copied moved deleted expunged".split()
     )
 }
-Raw = tuple[
-    int, int, int | None, str, str | None, str | None, str | None, str | None, str, str, str | None, str | None, int | None
-]
+Ends = tuple[str | None, str | None, str | None, str | None]
+"""Address and role of who acts, and of the other."""
+Tail = tuple[int | None, str, str | None, str | None, str | None, str | None, str, str, str | None, str | None, int | None]
+"""The columns of a step from `hop` on."""
+Raw = tuple[int, int, int, str, str, int, Tail]
+"""What steps are sorted by (time, hop, rank, source, detail, order of making), and the rest: tuples sort without a key."""
 
 
 def steps(trace: Trace, lookups: Lookups, server_roles: dict[str, str]) -> Iterator[Step]:
     """The steps of a trace, in time order."""
-    raw: list[tuple[int, int, int, Raw]] = []
+    raw: list[Raw] = []
     for leg in trace.legs:
-        for ts, event, turn, detail, frame in _leg_steps(leg):
-            _add(raw, ts, leg, event, turn, detail, frame)
+        _hop_steps(raw, leg)
         for row in leg.dns or ():
             _dns_steps(raw, leg, row, lookups, server_roles)
     for lost in trace.lost or ():
@@ -301,35 +313,26 @@ def steps(trace: Trace, lookups: Lookups, server_roles: dict[str, str]) -> Itera
         where = {leg.session.session_id: leg.number for leg in reversed(trace.legs) if leg.session is not None}
         for told in trace.steps:
             _mailbox_step(raw, told, where)
-    raw.sort(key=_place)
-    for seq, (ts, _, _, rest) in enumerate(raw, 1):
-        yield Step(trace.id, seq, ts, *rest[2:])
+    raw.sort()
+    make, name = Step._make, trace.id
+    for seq, item in enumerate(raw, 1):
+        yield make((name, seq, item[0], *item[6]))
 
 
-def _place(item: tuple[int, int, int, Raw]) -> tuple[int, int, int, str, str]:
-    ts, rank, hop, rest = item
-    return (ts, hop, rank, rest[10] or "", rest[8])
-
-
-def _add(raw: list[tuple[int, int, int, Raw]], ts: int, leg: Leg, event: str, turn: bool, detail: str, frame: int | None) -> None:
-    """`turn`: the server acts."""
-    info = leg.session
+def _hop_steps(raw: list[Raw], leg: Leg) -> None:
+    info, number = leg.session, leg.number
     client, server = (leg.client_ip, leg.client_role), (leg.server_ip, leg.server_role)
-    actor, peer = (server, client) if turn else (client, server)
-    rest: Raw = (
-        ts,
-        0,
-        leg.number,
-        event,
-        *actor,
-        *peer,
-        detail,
-        leg.basis,
-        info.source if info is not None else None,
-        info.session_id if info is not None else None,
-        frame,
-    )
-    raw.append((ts, _RANK[event], leg.number, rest))
+    outward: Ends = (*client, *server)
+    back: Ends = (*server, *client)
+    source, session = (info.source, info.session_id) if info is not None else (None, None)
+    basis = leg.basis
+    for ts, event, server_acts, detail, frame in _leg_steps(leg):
+        tail: Tail = (number, event, *(back if server_acts else outward), detail, basis, source, session, frame)
+        raw.append((ts, number, _RANK[event], source or "", detail, len(raw), tail))
+
+
+def _add(raw: list[Raw], ts: int, rank: int, tail: Tail) -> None:
+    raw.append((ts, tail[0] or 0, rank, tail[8] or "", tail[6], len(raw), tail))
 
 
 def _leg_steps(leg: Leg) -> Iterator[tuple[int, str, bool, str, int | None]]:
@@ -400,7 +403,7 @@ def _session_steps(info: SessionInfo) -> Iterator[tuple[int, str, bool, str, int
         yield done, "auth", False, f"{info.auth_mechanism or 'login'}{user} {result}", info.frame_auth
 
 
-def _dns_steps(raw: list[tuple[int, int, int, Raw]], leg: Leg, row: int, lookups: Lookups, server_roles: dict[str, str]) -> None:
+def _dns_steps(raw: list[Raw], leg: Leg, row: int, lookups: Lookups, server_roles: dict[str, str]) -> None:
     server = lookups.server_ip(row)
     outward = lookups.is_by(row, leg.client)
     mine = (leg.client_ip, leg.client_role) if outward else (leg.server_ip, leg.server_role)
@@ -408,41 +411,30 @@ def _dns_steps(raw: list[tuple[int, int, int, Raw]], leg: Leg, row: int, lookups
     what = f"{lookups.qname(row)} {lookups.qtype(row)}"
     frame = lookups.frame[row]
     source = lookups.source(row)
-    asked: Raw = (
-        lookups.ts[row],
-        0,
-        leg.number,
-        "dns_query",
-        *mine,
-        *other,
-        what,
-        "observed",
-        source,
-        None,
-        frame if frame >= 0 else None,
-    )
-    raw.append((lookups.ts[row], _RANK["dns_query"], leg.number, asked))
+    asked_in = frame if frame >= 0 else None
+    asked: Tail = (leg.number, "dns_query", *mine, *other, what, "observed", source, None, asked_in)
+    _add(raw, lookups.ts[row], _RANK["dns_query"], asked)
     at = lookups.ts_reply[row]
     if at >= 0:
         answers = lookups.answers(row) or []
         said = (
             what + ": " + (", ".join(a.split(" ", 2)[-1] for a in answers[:4]) + ("…" if len(answers) > 4 else "") or "no data")
         )
-        told: Raw = (at, 0, leg.number, "dns_answer", *other, *mine, said, "observed", source, None, lookups.reply_frame(row))
-        raw.append((at, _RANK["dns_answer"], leg.number, told))
+        told: Tail = (leg.number, "dns_answer", *other, *mine, said, "observed", source, None, lookups.reply_frame(row))
+        _add(raw, at, _RANK["dns_answer"], told)
 
 
-def _lost_steps(raw: list[tuple[int, int, int, Raw]], lost: Lost) -> None:
+def _lost_steps(raw: list[Raw], lost: Lost) -> None:
     info = lost.session
     number = lost.hop.number if lost.hop is not None else None
     client_role = lost.hop.client_role if lost.hop is not None else None
     ends = (lost.client_ip, client_role, lost.server_ip, None)
     session = info.session_id if info is not None else None
-    step: Raw = (lost.ts, 0, number, "connect", *ends, lost.detail, "observed", lost.source, session, lost.frame)
-    raw.append((lost.ts, _RANK["connect"], number or 0, step))
+    step: Tail = (number, "connect", *ends, lost.detail, "observed", lost.source, session, lost.frame)
+    _add(raw, lost.ts, _RANK["connect"], step)
 
 
-def _mailbox_step(raw: list[tuple[int, int, int, Raw]], told: MailboxStep, hops: dict[str, int]) -> None:
+def _mailbox_step(raw: list[Raw], told: MailboxStep, hops: dict[str, int]) -> None:
     event = told.event
     info = event.session
     client, server = (info.client_ip, "mua"), (info.server_ip, info.protocol)
@@ -450,8 +442,8 @@ def _mailbox_step(raw: list[tuple[int, int, int, Raw]], told: MailboxStep, hops:
     number = hops.get(info.session_id)
     where = f"{event.detail} in {event.mailbox}" if event.mailbox and event.detail else event.detail or event.mailbox or ""
     basis, source, session = "observed", info.source, info.session_id
-    step: Raw = (event.ts, 0, number, event.event, *actor, *peer, where, basis, source, session, event.frame)
-    raw.append((event.ts, _RANK.get(event.event, 99), number or 0, step))
+    step: Tail = (number, event.event, *actor, *peer, where, basis, source, session, event.frame)
+    _add(raw, event.ts, _RANK.get(event.event, 99), step)
 
 
 def attempt_detail(attempt: Attempt) -> str:

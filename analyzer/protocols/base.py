@@ -9,11 +9,16 @@ Rules of this room:
 5. Text leaves as str, decoded by `text()`; octets that are not UTF-8 show as `\\xfc`.
 """
 
+import base64
+import hashlib
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from analyzer.limits import Limits
+from analyzer.protocols.inbox import Inbox
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.types import Chunk, Connection
 
@@ -279,10 +284,6 @@ class Recognised(NamedTuple):
 
 def community_id(conn: Connection) -> str:
     """Community ID v1 of a TCP connection, seed 0 (the flow hash that Zeek, Suricata and Arkime write)."""
-    import base64
-    import hashlib
-    import struct
-
     a = (_packed(conn.orig_ip), conn.orig_port)
     b = (_packed(conn.resp_ip), conn.resp_port)
     if b < a:
@@ -293,15 +294,11 @@ def community_id(conn: Connection) -> str:
 
 def _packed(address: str) -> bytes:
     """An address as its octets."""
-    import socket
-
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def session_id(conn: Connection) -> str:
     """Stable id of a session: the same for the same packets on any machine, however the capture was split."""
-    import hashlib
-
     ends = sorted([f"{conn.orig_ip}:{conn.orig_port}", f"{conn.resp_ip}:{conn.resp_port}"])
     return hashlib.sha256(f"{ends[0]} {ends[1]} {conn.ts}".encode()).hexdigest()[:16]
 
@@ -356,8 +353,6 @@ class Session:
     protocol = ""
 
     def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
-        from analyzer.protocols.inbox import Inbox
-
         self.limits = limits
         self.client_is_orig = client_is_orig
         client, server = ((conn.orig_ip, conn.orig_port), (conn.resp_ip, conn.resp_port))

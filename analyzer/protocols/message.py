@@ -266,7 +266,10 @@ class MessageReader:
         """
         size = len(buf)
         while begin < size:
-            stop = size if size - begin <= _SMALL else min(begin + _BLOCK, size)
+            stop = size
+            if size - begin > _SMALL:
+                near = buf.find(_END, begin, begin + _SMALL)  # many small messages may stand in one piece
+                stop = near + 5 if near >= 0 else min(begin + _BLOCK, size)
             if stop - begin > _SMALL and self._take_plain(buf, begin, stop):
                 begin = stop
                 continue
@@ -339,6 +342,11 @@ class MessageReader:
         self._tail = data[begin:after]
         self._passed = line_end
         return after
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of the message kept: what a copy costs."""
+        return len(self._raw or ())
 
     def copy(self) -> "MessageReader":
         """A reader that has read the same, and goes its own way."""

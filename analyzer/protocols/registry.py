@@ -3,7 +3,9 @@
 A new protocol costs one file, one line here and one dialogue file.
 """
 
+import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 from analyzer.limits import Limits
@@ -23,14 +25,29 @@ class Protocol(NamedTuple):
     ports: frozenset[int]
 
 
+def _later(package: ModuleType) -> Callable[[Connection, bool, Limits], Session]:
+    """A package's `Session`, which is loaded with the first connection that needs it: the command must start fast."""
+
+    def session(conn: Connection, client_is_orig: bool, limits: Limits) -> Session:
+        made: Session = package.Session(conn, client_is_orig, limits)
+        return made
+
+    return session
+
+
 PROTOCOLS = (
     Protocol("tls", tls.probe, tls.OpaqueSession, frozenset({465, 993, 995, 2465})),
-    Protocol("smtp", smtp.probe, smtp.Session, frozenset({24, 25, 587, 2525})),
+    Protocol("smtp", smtp.probe, _later(smtp), frozenset({24, 25, 587, 2525})),
     Protocol("pop3", pop3.probe, pop3.Session, frozenset({110})),
-    Protocol("imap", imap.probe, imap.Session, frozenset({143})),
+    Protocol("imap", imap.probe, _later(imap), frozenset({143})),
     Protocol("dns", dns.probe, dns.TcpSession, frozenset({53})),
 )
 """In the order they are asked.  Ports are hints for a probe, never the test."""
+
+_FOREIGN = re.compile(
+    rb"\x16\x03[\x00-\x04]|(?:GET|POST|HEAD|PUT|OPTIONS|DELETE|PATCH) [^\n]{1,2000} HTTP/1|PRI \* HTTP/2|HTTP/1\.[01] |SSH-[12]\."
+)
+"""How connections begin that are none of these, unless TLS on a port of mail: TLS, HTTP, SSH."""
 
 MAIL_PORTS = frozenset[int]().union(*(p.ports for p in PROTOCOLS if p.name != "dns"))
 
@@ -40,8 +57,9 @@ def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> tupl
 
     `sure` False: more octets may still tell.
     """
-    for protocol in PROTOCOLS:
+    foreign = conn.start == "handshake" and _FOREIGN.match(orig) is not None and _FOREIGN.match(resp) is not None
+    for protocol in PROTOCOLS[:1] if foreign else PROTOCOLS:
         found = protocol.probe(orig, resp, conn.orig_port, conn.resp_port, closing)
         if found is not None:
             return (protocol if found.protocol else None), found.client_is_orig, True
-    return None, True, closing
+    return None, True, closing or foreign

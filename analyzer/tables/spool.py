@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from operator import eq, itemgetter
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from analyzer.limits import Limits
@@ -166,6 +165,8 @@ class _Run:
 
     def __init__(self, blocks: Iterable[list[Any]], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
         self.level = level
+        from tempfile import TemporaryFile
+
         self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
         self._sizes: list[int] = []
         for rows in blocks:

@@ -7,6 +7,7 @@ carries the same drawing as data, and templates/report.js sets it in the browser
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
@@ -48,6 +49,12 @@ _LOOK = Look()
 
 Place = Callable[[int], float]
 """Where a time, or a lane, lies in the picture."""
+
+
+@lru_cache(1 << 14)
+def _short(text: str | None, columns: int) -> str:
+    """Traffic's text, safe and in at most so many columns; the same replies come again and again."""
+    return _LOOK.short(text, columns)
 
 
 class Lane(NamedTuple):
@@ -137,6 +144,7 @@ class _Lanes:
     def __init__(self, trace: Trace) -> None:
         self.lanes: list[Lane] = []
         self._by: dict[str, int] = {}
+        self._asked: dict[tuple[str | None, str | None, str | None], int] = {}
         self._host = {ip: host for host in trace.hosts for ip in host.ips}
         self._roles: dict[int, dict[str, None]] = defaultdict(dict)
         for hop in trace.hops:
@@ -164,6 +172,13 @@ class _Lanes:
 
     def lane(self, ip: str | None, name: str | None, role: str | None) -> int:
         """The lane of a host, made when it is new; -1 when nothing is known of it."""
+        key = (ip, name, role)
+        known = self._asked.get(key)
+        if known is None:
+            known = self._asked[key] = self._lane(ip, name, role)
+        return known
+
+    def _lane(self, ip: str | None, name: str | None, role: str | None) -> int:
         if ip is None and name is None:
             return -1
         host = self._host.get(ip) if ip is not None else None
@@ -174,7 +189,7 @@ class _Lanes:
         if number is None:
             number = len(self.lanes)
             known = name or (host.names[0] if host and host.names else None)
-            self.lanes.append(Lane(_LOOK.short(known or ip, NAME), _LOOK.safe(ip) if known else "", ""))
+            self.lanes.append(Lane(_short(known or ip, NAME), _LOOK.safe(ip) if known else "", ""))
         for key in keys:
             self._by.setdefault(key, number)
         if role:
@@ -208,10 +223,8 @@ def _rows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Row]:
         elif step.ts is not None:
             moments[step.hop].setdefault(step.event, step.ts)
     for hop in trace.hops:
-        own = [row for row in lookups[hop.hop] if row.client_ip == hop.client_ip]
-        yield from _lookups(own, hop.hop, origin, lanes)
         yield _hop(trace, hop, moments[hop.hop], origin, lanes)
-        yield from _lookups([row for row in lookups[hop.hop] if row.client_ip != hop.client_ip], hop.hop, origin, lanes)
+        yield from _lookups(lookups[hop.hop], hop.hop, origin, lanes)
         yield from _mailbox(mailbox.pop(hop.hop, []), hop.hop, origin)
     numbers = {hop.hop for hop in trace.hops}
     for number in lookups.keys() - numbers:
@@ -231,14 +244,16 @@ def _lookups(rows: Sequence[Transaction], hop: int | None, origin: int, lanes: _
             if question.ts is not None:
                 said = f"{', '.join(question.qtypes)} {question.qname} → {question.said}"
                 said += f" ({question.purpose})" if question.purpose else ""
-                bars.append(Bar("dns", question.ts - origin, _ns(question.seconds), _LOOK.short(said, TEXT)))
+                bars.append(Bar("dns", question.ts - origin, _ns(question.seconds), _short(said, TEXT)))
         if bars:
             label = f"DNS by {lanes.name(lanes.lane(client, None, None))}"
             yield Row("dns", hop, label, counted(len(mine), "lookup"), "observed", "", "", bars)
 
 
 def _hop(trace: Trace, hop: Hop, moments: dict[str, int], origin: int, lanes: _Lanes) -> Row:
-    bars = [bar._replace(start=bar.start - origin) for bar in (*_waiting(trace, hop), *_phases(hop, moments))]
+    bars = [
+        bar._replace(start=bar.start - origin) for bar in (*_waiting(trace, hop), *_opaque(trace, hop), *_phases(hop, moments))
+    ]
     ends = ["server", "client"] if hop.kind == "retrieve" else ["client", "server"]
     who = [lanes.name(lanes.of_hop(hop, end)) for end in ends]
     roles = [role_word(hop.client_role if end == "client" else hop.server_role) for end in ends]
@@ -268,11 +283,18 @@ def _waiting(trace: Trace, hop: Hop) -> Iterator[Bar]:
         yield Bar("queue", since, _ns(left), where)
 
 
+def _opaque(trace: Trace, hop: Hop) -> Iterator[Bar]:
+    """The session of a hop that cannot be read: the message crossed some time within it."""
+    session = next((row for row in trace.sessions if row.session_id == hop.session_id), None)
+    if hop.basis == "matched" and session is not None and session.ts is not None and session.ts_end is not None:
+        yield Bar("whole", session.ts, session.ts_end - session.ts, "its session, in TLS that cannot be read")
+
+
 def _phases(hop: Hop, moments: dict[str, int]) -> Iterator[Bar]:
     """A hop's phases where they lie in time; those before MAIL by the timeline's own moments."""
     if hop.ts_start is not None and hop.ts_end is not None:
         yield Bar("whole", hop.ts_start, hop.ts_end - hop.ts_start)
-    elif hop.ts_end is not None:
+    elif hop.ts_end is not None and hop.basis == "claimed":
         yield Bar("whole", hop.ts_end, 0, "the time that its trace field states")
     opened = moments.get("connect")
     greeted = moments.get("greeting", moments.get("banner"))
@@ -293,10 +315,10 @@ def _phases(hop: Hop, moments: dict[str, int]) -> Iterator[Bar]:
 
 def _mailbox(steps: Sequence[Step], hop: int | None, origin: int) -> Iterator[Row]:
     told = [(step.ts, f"{step.event} {step.detail}") for step in steps if step.ts is not None]
-    bars = [Bar("event", ts - origin, 0, _LOOK.short(text, TEXT)) for ts, text in told]
+    bars = [Bar("event", ts - origin, 0, _short(text, TEXT)) for ts, text in told]
     if bars:
         names = ", ".join(dict.fromkeys(step.event for step in steps))
-        yield Row("mailbox", hop, "mailbox", _LOOK.short(names, NAME), "observed", "", "", bars)
+        yield Row("mailbox", hop, "mailbox", _short(names, NAME), "observed", "", "", bars)
 
 
 def _ns(seconds: float | None) -> int:
@@ -332,7 +354,7 @@ def _arrows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Arrow]:
             start,
             end if end >= 0 else start,
             _KINDS.get(step.event, "command"),
-            _LOOK.short(text, TEXT),
+            _short(text, TEXT),
             step.hop,
             step.basis,
             step.frame,
@@ -359,8 +381,8 @@ _KINDS = {
 def _command(command: Command, hop: Hop, source: str | None, origin: int, lanes: _Lanes) -> Iterator[Arrow]:
     client, server = lanes.of_hop(hop, "client"), lanes.of_hop(hop, "server")
     where = _LOOK.safe(source) or None
-    said = _LOOK.short(" ".join(filter(None, [command.verb, command.argument])), TEXT)
-    reply = _LOOK.short(" ".join(filter(None, [command.status, command.reply_text])), TEXT)
+    said = _short(" ".join(filter(None, [command.verb, command.argument])), TEXT)
+    reply = _short(" ".join(filter(None, [command.status, command.reply_text])), TEXT)
     at = None if command.ts is None else command.ts - origin
     yield Arrow(at, client, server, "command", said, hop.hop, hop.basis, command.frame, where)
     if reply:
@@ -475,7 +497,7 @@ def _attribute(value: object) -> str:
 
 def fit(text: str, pixels: float) -> str:
     """Text cut to about so many pixels."""
-    return _LOOK.short(text, max(int(pixels / _LETTER), 3))
+    return _short(text, max(int(pixels / _LETTER), 3))
 
 
 def waterfall(drawing: Drawing) -> str:
@@ -590,7 +612,7 @@ def _ladder_arrow(svg: Svg, arrow: Arrow, y: float, lane: Place, width: float) -
     colour = {"dns": FILL["dns"], "message": FILL["transfer"], "mailbox": FILL["event"]}.get(arrow.kind, "currentColor")
     dash = "5 4" if arrow.basis != "observed" else "2 3" if arrow.kind == "dns" else None
     if arrow.at is not None:
-        svg.text(0, y + 4, f"{arrow.at / 1e9:+.3f} s", font_size=10, fill_opacity=0.65)
+        svg.text(0, y + 4, f"{arrow.at / 1e9:+.4f} s", font_size=10, fill_opacity=0.65)
     a, b = lane(max(arrow.start, 0)), lane(max(arrow.end, 0))
     if a == b:
         svg.add("circle", cx=a, cy=y + 2, r=3.5, fill=colour)

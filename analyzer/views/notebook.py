@@ -26,7 +26,7 @@ def trace_html(trace: Trace) -> str:
     took = f" in {duration(message.elapsed_s)}" if message.elapsed_s is not None else ""
     facts = [message.outcome + took, counted(message.hops, "hop"), date(message.ts_first), _LOOK.short(message.message_id, 80)]
     return (
-        f"<div><p><b>{escape(title)}</b><br>{escape(' · '.join(filter(None, facts)))}</p>"
+        f"<div><p><strong>{escape(title)}</strong><br>{escape(' · '.join(filter(None, facts)))}</p>"
         + _scrolled(waterfall(drawing))
         + _more(f"Ladder: {counted(len(drawing.arrows), 'step')}", _scrolled(ladder(drawing)))
         + _more("As text", f"<pre>{escape(str(trace))}</pre>")
@@ -41,7 +41,7 @@ def analysis_html(tables: Tables, sources: Sequence[SourceInfo]) -> str:
     more = f"<p>and {number - LISTED:,} more: <code>analysis.messages</code></p>" if number > LISTED else ""
     names = ", ".join(_LOOK.short(source.name, 80) for source in sources[:3]) + (" …" if len(sources) > 3 else "")
     return (
-        f"<div><p><b>{escape(names)}</b><br>{counted(number, 'message')}, {counted(tables.count('hops'), 'hop')}, "
+        f"<div><p><strong>{escape(names)}</strong><br>{counted(number, 'message')}, {counted(tables.count('hops'), 'hop')}, "
         f"{counted(tables.count('sessions'), 'session')}, {counted(tables.count('dns'), 'lookup')}</p>"
         + _scrolled(RoleMap(tables).svg())
         + _table(("start", "from", "to", "subject", "hops", "total", "outcome"), rows)

@@ -30,7 +30,7 @@ from analyzer.views.trace import Trace, gather_all, wireshark
 from analyzer.wire.types import SourceInfo
 
 TEMPLATES = Path(__file__).parent / "templates"
-BLOCK = 40
+BLOCK = 100
 """Messages of one deflated block: opening a message inflates its block only."""
 TO = 4
 """Recipients named in the list; the search knows no others."""
@@ -66,7 +66,8 @@ class Entry(NamedTuple):
 class Detail(NamedTuple):
     """What an opened message shows beside its drawing."""
 
-    drawing: Drawing
+    drawing: Any
+    """Its arrows as columns; times and frames as differences, because they deflate to a third."""
     hops: list[tuple[Any, ...]]
     """Evidence: hop, basis, source, session, first and last frame, filter."""
     fates: list[tuple[Any, ...]]
@@ -119,7 +120,7 @@ def parts(tables: Tables, sources: Sequence[SourceInfo], limits: Limits | None =
     style = environment.get_template("report.css").render(fill=FILL)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     number = tables.count("messages")
-    names = [_LOOK.short(source.name, 100) for source in sources]
+    names = [_LOOK.short(os.path.basename(source.name), 100) for source in sources]
     yield from environment.get_template("report.html").generate(
         policy=_policy(style, script),
         style=style,
@@ -171,11 +172,16 @@ def _list(tables: Tables, most: int) -> dict[str, Any]:
     for row in tables.rows("deliveries"):
         fates[row.trace_id].append(row)
     replies: dict[str, str] = {}
+    given: dict[str, list[str]] = {}
     for hop in tables.rows("hops"):
-        if hop.reply_text or hop.code:
+        given.setdefault(hop.trace_id, (hop.rcpt_to or [])[: TO + 1])
+        if hop.kind != "retrieve" and (hop.reply_text or hop.code):
             replies[hop.trace_id] = _reply(hop)
     return {
-        "messages": [_entry(row, fates[row.trace_id], replies) for row in islice(tables.rows("messages"), most)],
+        "messages": [
+            _entry(row, given.get(row.trace_id, []), fates[row.trace_id], replies)
+            for row in islice(tables.rows("messages"), most)
+        ],
         "block": BLOCK,
         "marks": MARKS | {"delivered": "✓", "relayed": "→", "bounced": "✗", "mixed": "!"},
         "styles": STYLE | OUTCOME,
@@ -183,9 +189,9 @@ def _list(tables: Tables, most: int) -> dict[str, Any]:
     }
 
 
-def _entry(row: Message, fates: list[Delivery], replies: dict[str, str]) -> Entry:
+def _entry(row: Message, given: list[str], fates: list[Delivery], replies: dict[str, str]) -> Entry:
     refused = next((f for f in fates if f.outcome in ("rejected", "deferred", "bounced") and (f.code or f.reply_text)), None)
-    recipients = list(dict.fromkeys(fate.recipient for fate in fates)) or [row.header_to or ""]
+    recipients = list(dict.fromkeys(given + [fate.recipient for fate in fates])) or [row.header_to or ""]
     more = f" and {len(recipients) - TO} more" if len(recipients) > TO else ""
     facts = [f"{name} {value}" for name, value in (("SPF", row.spf), ("DKIM", row.dkim), ("DMARC", row.dmarc)) if value]
     if row.tls_all_hops is not None:
@@ -222,7 +228,7 @@ def _blocks(tables: Tables, most: int) -> Iterator[str]:
     traces = gather_all(tables, islice(tables.rows("messages"), most))
     while block := [_detail(trace) for trace in islice(traces, BLOCK)]:
         octets = json.dumps(block, separators=(",", ":")).encode()
-        yield b64encode(zlib.compress(octets, 6)).decode()
+        yield b64encode(zlib.compress(octets, 9)).decode()
 
 
 def _detail(trace: Trace) -> Detail:
@@ -237,7 +243,27 @@ def _detail(trace: Trace) -> Detail:
         for row in trace.links[:EVIDENCE]
     ]
     filters = [(_LOOK.safe(source), text) for source, text in wireshark(trace).items()]
-    return Detail(draw(trace), hops, fates, odd, joins, filters)
+    return Detail(packed(draw(trace)), hops, fates, odd, joins, filters)
+
+
+def packed(drawing: Drawing) -> Any:
+    """A drawing as data: as it is, but for its arrows, which are columns, `at` and `frame` as differences."""
+    columns: list[list[Any]] = [list(column) for column in zip(*drawing.arrows, strict=True)]
+    for name in ("at", "frame"):
+        number = Arrow._fields.index(name)
+        if columns:
+            columns[number] = _differences(columns[number])
+    return [columns if name == "arrows" else value for name, value in zip(Drawing._fields, drawing, strict=True)]
+
+
+def _differences(values: Sequence[int | None]) -> list[int | None]:
+    """Each number less the last one before it; absent ones stay absent."""
+    found: list[int | None] = []
+    before = 0
+    for value in values:
+        found.append(None if value is None else value - before)
+        before = before if value is None else value
+    return found
 
 
 # what stands in the page itself

@@ -13,7 +13,7 @@ COLUMNS = ("mua", "msa", "mta", "mx", "mda", "store", "reader")
 """Roles from left to right; a `store` serves mailboxes, a `reader` is a MUA that fetches."""
 MOST = 12
 """Hosts drawn in one column."""
-_GAP, _LINE, _BOX, _TOP = 182, 58, 138, 34
+_GAP, _LINE, _BOX, _TOP = 172, 58, 130, 34
 _LOOK = Look()
 
 
@@ -30,7 +30,7 @@ class Edge(NamedTuple):
 
     start: Node
     end: Node
-    protocol: str
+    protocols: str
     messages: int
     seen: bool
     """In packets; else only claimed by trace fields."""
@@ -41,20 +41,22 @@ class RoleMap:
 
     def __init__(self, tables: Tables) -> None:
         self._hosts: dict[str, Host] = {ip: host for host in tables.rows("hosts") for ip in host.ips}
-        found: dict[tuple[Node, Node, str], set[str]] = defaultdict(set)
-        seen: dict[tuple[Node, Node, str], bool] = defaultdict(bool)
+        traces: dict[tuple[Node, Node], set[str]] = defaultdict(set)
+        protocols: dict[tuple[Node, Node], set[str]] = defaultdict(set)
+        seen: dict[tuple[Node, Node], bool] = defaultdict(bool)
         for hop in tables.rows("hops"):
-            key = self._key(hop)
-            found[key].add(hop.trace_id)
-            seen[key] |= hop.basis != "claimed"
-        self.edges = [Edge(*key, len(traces), seen[key]) for key, traces in found.items()]
-        self.edges.sort(key=lambda e: (COLUMNS.index(e.start.role), COLUMNS.index(e.end.role), -e.messages))
+            ends = self._ends(hop)
+            traces[ends].add(hop.trace_id)
+            protocols[ends].add(hop.protocol.upper())
+            seen[ends] |= hop.basis != "claimed"
+        self.edges = [Edge(*ends, ", ".join(sorted(protocols[ends])), len(ids), seen[ends]) for ends, ids in traces.items()]
+        self.edges.sort(key=lambda e: (COLUMNS.index(e.start.role), COLUMNS.index(e.end.role), -e.messages, e))
 
-    def _key(self, hop: Hop) -> tuple[Node, Node, str]:
+    def _ends(self, hop: Hop) -> tuple[Node, Node]:
         reader = hop.kind == "retrieve"
         client = self._node(hop.client_ip, hop.client_name, "reader" if reader else hop.client_role, "mua")
         server = self._node(hop.server_ip, hop.server_name, hop.server_role, "mta")
-        return (server, client, hop.protocol) if reader else (client, server, hop.protocol)
+        return (server, client) if reader else (client, server)
 
     def _node(self, ip: str | None, name: str | None, role: str | None, otherwise: str) -> Node:
         """By the host table, so that a host with several addresses or names is one."""
@@ -67,7 +69,7 @@ class RoleMap:
     def rows(self) -> list[tuple[str, str, str, str, str, int, str]]:
         """The map as a table: role and host, role and host, protocol, messages, seen or claimed."""
         return [
-            (_word(e.start.role), e.start.name, _word(e.end.role), e.end.name, e.protocol.upper(), e.messages, _basis(e))
+            (_word(e.start.role), e.start.name, _word(e.end.role), e.end.name, e.protocols, e.messages, _basis(e))
             for e in self.edges
         ]
 
@@ -82,16 +84,20 @@ class RoleMap:
         deepest = max(len(nodes[:MOST]) for _, nodes in columns)
         more = any(len(nodes) > MOST for _, nodes in columns)
         width = 40 + _GAP * (len(columns) - 1) + _BOX
-        height = _TOP + _LINE * deepest + (24 if more else 6)
+        height = _TOP + _LINE * deepest + (24 if more else 12)
         svg = Svg(width, height, f"Role map: {counted(len(self.edges), 'way')} that messages took")
         for x, (role, nodes) in enumerate(columns):
             svg.text(20 + _GAP * x, 18, _word(role), font_weight="600")
             if len(nodes) > MOST:
                 svg.text(20 + _GAP * x, height - 6, f"and {len(nodes) - MOST:,} more", font_size=11, fill_opacity=0.7)
-        labels: list[tuple[float, float]] = []
+        labels: list[tuple[float, float, int]] = []
         for edge in self.edges:
             if edge.start in places and edge.end in places:
                 _edge(svg, edge, places[edge.start], places[edge.end], labels)
+        for node, (left, top) in places.items():
+            store = places.get(node._replace(role="store"))
+            if node.role == "mda" and store is not None:
+                _same(svg, (left, top), store)
         for node, (left, top) in places.items():
             svg.add(
                 "rect",
@@ -109,6 +115,8 @@ class RoleMap:
             svg.text(left + 8, top + 16, fit(node.name, _BOX - 14), font_size=12)
             address = node.address if node.address != node.name else ""
             svg.text(left + 8, top + 31, fit(address, _BOX - 14), font_size=11, fill_opacity=0.65)
+        for at, level, messages in labels:
+            svg.text(at, level - 4, f"{messages:,}", class_="mh-count", text_anchor="middle", font_size=11, font_weight="600")
         return str(svg)
 
     def _repr_html_(self) -> str:
@@ -143,15 +151,33 @@ def _columns(edges: Iterable[Edge]) -> list[tuple[str, list[Node]]]:
     return [(role, by_role[role]) for role in COLUMNS if role in by_role]
 
 
-def _edge(svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, float], labels: list[tuple[float, float]]) -> None:
+def _same(svg: Svg, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A host that both delivers and serves mailboxes: a dotted line between its two places."""
+    svg.add(
+        "path",
+        title="the same host: no packets between",
+        d=f"M{start[0] + _BOX} {start[1] + 19}L{end[0]} {end[1] + 19}",
+        fill="none",
+        stroke="currentColor",
+        stroke_opacity=0.5,
+        stroke_width=1.5,
+        stroke_dasharray="1.5 4",
+    )
+
+
+def _edge(
+    svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, float], labels: list[tuple[float, float, int]]
+) -> None:
     """A curve from box to box; one that goes back leaves downwards."""
     forward = end[0] > start[0]
     y1, y2 = start[1] + 19, end[1] + 19
     if forward:
         x1, x2 = start[0] + _BOX, end[0] - 1
+        skips = end[0] - start[0] > _GAP
         bend = max((x2 - x1) / 2, 18)
-        path = f"M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2 - 6} {y2}"
-        at, level = (x1 + x2) / 2, (y1 + y2) / 2
+        dip = 36 if skips and y1 == y2 else 0  # below the hosts that it passes by
+        path = f"M{x1} {y1}C{x1 + bend} {y1 + dip} {x2 - bend} {y2 + dip} {x2 - 6} {y2}"
+        at, level = (x2 - 26, y2 + dip / 3) if skips else ((x1 + x2) / 2, (y1 + y2) / 2)
     elif end[0] == start[0]:
         x1 = x2 = start[0] + _BOX
         path = f"M{x1} {y1}C{x1 + 36} {y1} {x2 + 36} {y2} {x2 + 6} {y2}"
@@ -160,7 +186,7 @@ def _edge(svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, fl
         x1, x2 = start[0], end[0] + _BOX
         path = f"M{x1} {y1}C{x1 - 40} {y1 + 26} {x2 + 40} {y2 + 26} {x2 + 6} {y2 + 4}"
         at, level = (x1 + x2) / 2, (y1 + y2) / 2 + 22
-    title = f"{edge.messages:,} by {edge.protocol.upper()} from {edge.start.name} to {edge.end.name}, {_basis(edge)}"
+    title = f"{edge.messages:,} by {edge.protocols} from {edge.start.name} to {edge.end.name}, {_basis(edge)}"
     thick = min(1 + edge.messages.bit_length() * 0.5, 7)
     dash = None if edge.seen else "5 4"
     svg.add(
@@ -174,7 +200,6 @@ def _edge(svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, fl
         stroke_dasharray=dash,
     )
     svg.head(x2, y2 if forward or x1 == x2 else y2 + 4, 1 if forward else -1, fill_opacity=0.7)
-    while any(abs(at - x) < 26 and abs(level - y) < 12 for x, y in labels):
+    while any(abs(at - x) < 26 and abs(level - y) < 12 for x, y, _ in labels):
         level -= 12
-    labels.append((at, level))
-    svg.text(at, level - 4, f"{edge.messages:,}", text_anchor="middle", font_size=11, font_weight="600")
+    labels.append((at, level, edge.messages))

@@ -418,4 +418,3 @@ class _Telling:
             self.heading("Packets")
             for source, text in filters.items():
                 self.page.line(f"  {self.look.safe(source)}: ", self.look.safe(text))
-

@@ -26,7 +26,14 @@ _DRAIN = 1.5
 """Seconds waited for that at most."""
 _COUNTERS = re.compile(r"Packets received/dropped on interface '.*?': (\d+)/(\d+)")
 _NOISE = ("Capturing on", "File:", "Packets captured", "Packets received", "cap_set_proc", "See the User's Guide")
-_GONE = ("no longer running", "disappeared", "interface went down", "network is down", "no such device exists")
+_GONE = (
+    "no longer running",
+    "no longer attached",
+    "disappeared",
+    "interface went down",
+    "network is down",
+    "no such device exists",
+)
 
 
 class BadFilter(CaptureError):
@@ -105,8 +112,10 @@ class Dumpcap:
     def _end_when_quiet(self) -> None:
         """dumpcap throws away what the kernel still holds: let that come first, as long as it does not take too long."""
         until = time.monotonic() + _DRAIN
+        pipe = self._process.stdout
+        assert pipe is not None
         with suppress(OSError, ValueError):
-            while time.monotonic() < until and select.select([self._process.stdout], [], [], _QUIET)[0]:
+            while time.monotonic() < until and select.select([pipe], [], [], _QUIET)[0]:
                 time.sleep(_QUIET / 10)
         with suppress(OSError):
             self._process.send_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ Python objects (`Flows.live`); a SYN without an answer, a connection that is non
 are a row here and nothing else.
 """
 
-import secrets
+import os
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ _COLUMNS: dict[str, Any] = {
     "end1": np.uint32,
     "syns": np.int32,
     "side": np.uint8,  # HALF: direction of the SYN
+    "half_source": np.int32,  # HALF: where the SYN was first seen
+    "half_stream": np.int32,
     "ts": np.int64,
     "frame": np.int64,
     "ts_last": np.int64,
@@ -103,6 +105,8 @@ class Flows:
     end1: U32
     syns: NDArray[np.int32]
     side: NDArray[np.uint8]
+    half_source: NDArray[np.int32]
+    half_stream: NDArray[np.int32]
     ts: I64
     frame: I64
     ts_last: I64
@@ -120,7 +124,7 @@ class Flows:
         self._new_slots: I64 = np.zeros(0, np.int64)
 
     def _draw(self) -> None:
-        self._secret = [np.uint64(secrets.randbits(64) | 1) for _ in range(5)]
+        self._secret = [np.uint64(int.from_bytes(os.urandom(8)) | 1) for _ in range(5)]
 
     def hash(self, ends: Ends) -> U64:
         """Keys of ends."""
@@ -132,7 +136,7 @@ class Flows:
         key *= s[2]
         key ^= key >> np.uint64(32)
         if ends.a_hi.any() or ends.b_hi.any():  # adds nothing to the others' keys
-            high = ends.a_hi * s[3]
+            high: U64 = ends.a_hi * s[3]
             high ^= high >> np.uint64(29)
             high += ends.b_hi * s[4]
             key ^= high
@@ -170,8 +174,10 @@ class Flows:
         first, self.count = self.count, self.count + n
         if self.count > len(self.key):
             size = max(2 * len(self.key), self.count)
-            for name in _COLUMNS:
-                setattr(self, name, np.resize(getattr(self, name), size))
+            for name, kind in _COLUMNS.items():
+                grown = np.zeros(size, kind)  # pages not written to take no memory yet
+                grown[:first] = getattr(self, name)[:first]
+                setattr(self, name, grown)
         slots = np.arange(first, self.count)
         at = slice(first, self.count)
         for name in _COLUMNS:

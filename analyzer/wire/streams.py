@@ -9,7 +9,6 @@ so that the result does not depend on them.
 import ipaddress
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +34,10 @@ _ENDED = 1000
 _BIG = 4096
 """Rows of one flow made into lists at once."""
 _FOLDED = {
-    "unanswered": ("connect_unanswered", "were not answered"),
-    "refused": ("connect_refused", "were refused"),
-    "silent": ("connect_silent", "were opened, and nothing was said"),
+    "unanswered": ("connect_unanswered", "connection attempts to mail ports were not answered"),
+    "refused": ("connect_refused", "connection attempts to mail ports were refused"),
+    "silent": ("connect_silent", "connections to mail ports were opened, and nothing was said"),
+    "dropped": ("connections_dropped", "connections were closed early, as more were open than the stated limit"),
 }
 
 
@@ -80,8 +80,9 @@ class Streams:
         """Slots that have changed their VLAN in the batch at hand."""
         self._source = ""
         self._listed = 0
-        self._tally: dict[tuple[str, str], list[Any]] = {}
-        self._dropped = 0
+        self._found: list[Attempt] = []
+        self._tally: dict[tuple[str, str], tuple[int, tuple[int, int]]] = {}
+        """By source and kind: how many, and time and frame of the first."""
 
     # -- public
 
@@ -111,9 +112,10 @@ class Streams:
         self._write()
         flows = self._flows
         self._forget_half(np.flatnonzero(flows.state[: flows.count] == HALF))
-        for (source, name), (count, ts, frame, text) in self._tally.items():
-            slug, what = _FOLDED.get(name, (name, ""))
-            self.anomalies.append(Anomaly(ts, source, None, None, slug, f"{count} {text} {what}".strip(), frame))
+        self._list_attempts()
+        for (source, name), (count, (ts, frame)) in sorted(self._tally.items()):
+            slug, what = _FOLDED[name]
+            self.anomalies.append(Anomaly(ts, source, None, None, slug, f"{count} {what}", frame))
         self._tally.clear()
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
@@ -121,6 +123,7 @@ class Streams:
     def sweep(self, now: int) -> list[Delivery]:
         """Close what is over by a clock (ns since 1970): for live capture, where the next packet may be long in coming."""
         self._sweep(now)
+        self._list_attempts()
         self._write()
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
@@ -335,6 +338,7 @@ class Streams:
         flows.isn1[slots] = np.where(side[fresh] == 1, seq[at], 0)
         flows.syns[slots] = b.counts[fresh]
         flows.ts[slots], flows.frame[slots] = ts[at], p.frame[b.row[at]]
+        flows.half_source[slots], flows.half_stream[slots] = flows.source[slots], flows.stream[slots]
         flows.ts_last[slots] = latest[fresh]
         rest: I64 = every[~(again | fresh)]
         return rest
@@ -348,8 +352,8 @@ class Streams:
         ports = flows.ports[slots]
         target = np.where(flows.side[slots] == 0, ports & np.uint32(0xFFFF), ports >> np.uint32(16))
         slots = slots[self._mail_table[target]]
-        for ident in np.unique(flows.source[slots]).tolist():
-            some = slots[flows.source[slots] == ident]
+        for ident in np.unique(flows.half_source[slots]).tolist():
+            some = slots[flows.half_source[slots] == ident]
             some = some[np.lexsort((flows.frame[some], flows.ts[some]))]
             room = max(self._limits.attempts - self._listed, 0)
             for slot in some[:room].tolist():
@@ -362,20 +366,24 @@ class Streams:
         a, b = self._ends_of(slot)
         orig, resp = (a, b) if side == 0 else (b, a)
         self._count(source, result, 1, slot, flow)
-        if self._listed >= self._limits.attempts:
-            return
-        self._listed += 1
-        ts, frame = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
-        last, stream = (flow.ts_last, flow.stream) if flow else (int(flows.ts_last[slot]), int(flows.stream[slot]))
-        self.attempts.append(Attempt(source, ts, last, *orig, *resp, result, stream, frame, syns))
+        if self._listed < self._limits.attempts:
+            ts, frame = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
+            last, stream = (flow.ts_last, flow.stream) if flow else (int(flows.ts_last[slot]), int(flows.half_stream[slot]))
+            self._found.append(Attempt(source, ts, last, *orig, *resp, result, stream, frame, syns))
 
     def _count(self, source: str, name: str, n: int, slot: int, flow: Flow | None = None) -> None:
         flows = self._flows
-        entry = self._tally.get((source, name))
-        if entry is None:
-            ts, frame = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
-            entry = self._tally[source, name] = [0, ts, frame, "connection attempts to mail ports"]
-        entry[0] += n
+        first = (flow.ts, flow.frame) if flow else (int(flows.ts[slot]), int(flows.frame[slot]))
+        count, before = self._tally.get((source, name), (0, first))
+        self._tally[source, name] = (count + n, min(before, first))
+
+    def _list_attempts(self) -> None:
+        """Tell the attempts found since the last mark, the earliest first, as many as are to be listed."""
+        self._found.sort(key=lambda attempt: (attempt.ts, attempt.source, attempt.frame))
+        room = max(self._limits.attempts - self._listed, 0)
+        self.attempts += self._found[:room]
+        self._listed += len(self._found[:room])
+        self._found = []
 
     # -- flows with objects
 
@@ -439,17 +447,28 @@ class Streams:
                 flow.split = False
                 if c.kind[i] >> 8 not in (0, int(self._flows.vlan[slot])):
                     self._flows.shared[slot] = True
-                    self._collect(flow)
+                    self._rest(flow)
                     self._apart.append((slot, c.row[i:j].tolist()))
                     return False
                 kinds = self._adopt_vlan(slot, c, i, kinds)
                 c.odd[i:j] = [True] * (j - i)
         flow = live.get(slot)
-        if flow is not None and flow.items:
-            self._collect(flow)
-        elif flow is not None and flow.only_syns:
-            self._back_to_half(flow)
+        if flow is not None:
+            self._rest(flow)
         return True
+
+    def _rest(self, flow: Flow) -> None:
+        """A connection's rows of the batch are taken."""
+        if flow.items:
+            self._collect(flow)
+        elif flow.only_syns:
+            self._back_to_half(flow)
+        zero, one = flow.half
+        if flow.slot in self._flows.live and (flow.ending is not None or zero.pend or one.pend):
+            if flow.ending is not None:
+                self._lingering[flow.slot] = flow
+            if zero.pend or one.pend:
+                self._holding[flow.slot] = flow
 
     def _adopt_vlan(self, slot: int, c: Columns, k: int, kinds: _Kinds) -> _Kinds:
         """The connection itself has changed to another VLAN in one direction."""
@@ -499,8 +518,9 @@ class Streams:
         isn, end = done[2:4], done[4:6]
         while i < j:
             if state == IGNORED and not c.odd[i]:
-                last = max(last, c.ts[i])
-                i += 1
+                stop = c.odd.index(True, i, j) if True in c.odd[i:j] else j
+                last = max(last, *c.ts[i:stop])
+                i = stop
                 continue
             if not self._is_late(c, i, state, last, isn, end):
                 break
@@ -541,6 +561,7 @@ class Streams:
         self._begun.discard(slot)
         flows.state[slot], flows.side[slot], flows.syns[slot] = HALF, side, flow.syns
         flows.ts[slot], flows.frame[slot], flows.ts_last[slot] = flow.ts, flow.frame, flow.ts_last
+        flows.half_source[slot], flows.half_stream[slot] = self._names.index(flow.source), flow.stream
         isn = (flow.half[side].base - 1) & 0xFFFFFFFF
         flows.isn0[slot], flows.isn1[slot] = (0, isn) if side else (isn, 0)
         del flows.live[slot]
@@ -549,10 +570,11 @@ class Streams:
         """A SYN that was only a row has been answered, or is followed by something."""
         flows = self._flows
         side, ts = int(flows.side[slot]), int(flows.ts[slot])
-        stream = self._numbers[slot][0][1] if slot in self._numbers else int(flows.stream[slot])
-        flow = Flow(self._limits, slot, self._names[flows.source[slot]], stream, ts, int(flows.frame[slot]), side)
+        source, stream = self._names[flows.half_source[slot]], int(flows.half_stream[slot])
+        flow = Flow(self._limits, slot, source, stream, ts, int(flows.frame[slot]), side)
         flow.handshake, flow.stage, flow.busy = True, 0, True
-        flow.ts_syn, flow.syns = ts, int(flows.syns[slot])
+        flow.ts_syn = ts
+        flow.syns = flow.packets = int(flows.syns[slot])
         flow.ts_before = flow.ts_last = int(flows.ts_last[slot])
         flow.half[side].begin(int(flows.isn1[slot] if side else flows.isn0[slot]) + 1, soft=False)
         self._begun.add(slot)
@@ -580,21 +602,27 @@ class Streams:
         return sender if a == b else 1 if a < b else 0
 
     def _undecided(self, flow: Flow, c: Columns, i: int, j: int) -> int:
-        """Rows of a connection that is not recognised yet: it is asked about when its bound is hit, wherever that is."""
-        bound = self._limits.unrecognised_bytes
-        while i < j and not flow.wanted and max(held := flow.taken()) + sum(c.length[i:j]) > bound:
+        """Rows of a connection that is not recognised yet: besides at the end of a batch it is asked about when all that
+        is looked at is there, and when the bound is hit, wherever in the batch that is."""
+        limit = self._limits.unrecognised_bytes
+        while i < j and not flow.wanted:
+            held = flow.taken()
+            bound = min(limit, _HEAD) if max(held) <= _HEAD else limit
+            if max(held) + sum(c.length[i:j]) <= bound:
+                break
             stop = i
             while stop < j and max(held) <= bound:
                 held[c.side[stop]] += c.length[stop]
                 stop += 1
-            i = flow.run(c, i, stop)
+            i = flow.run(c, i, stop) if i < stop else i
             if flow.over is not None or flow.split or i < stop:
                 return i
-            if max(flow.taken()) > bound:
+            taken = max(flow.taken())
+            if taken > bound:
                 self._collect(flow)
-                if not flow.wanted:
-                    if flow.slot in self._flows.live:
-                        self._retire(flow, IGNORED)
+                if not flow.wanted and taken > limit and flow.slot in self._flows.live:
+                    self._retire(flow, IGNORED)
+                if flow.slot not in self._flows.live:
                     return i
         return flow.run(c, i, j) if i < j else i
 
@@ -626,10 +654,6 @@ class Streams:
             flow.anomalies = []
         if closed:
             conn.end = flow.over
-        elif flow.ending is not None:
-            self._lingering[flow.slot] = flow
-        if flow.half[0].pend or flow.half[1].pend:
-            self._holding[flow.slot] = flow
         if chunks or closed:
             self._deliveries.append(Delivery(conn, chunks, closed))
 
@@ -644,17 +668,16 @@ class Streams:
         flow.conn = conn
         return conn
 
-    def _close(self, flow: Flow, reason: str) -> None:
-        """A connection is over."""
+    def _close(self, flow: Flow, reason: str, state: int = CLOSED) -> None:
+        """A connection is over.  With state NONE whatever comes after it is a connection of its own."""
         flow.conclude(flow.over or reason)
-        state = CLOSED
         if flow.wanted or any(flow.octets):
             self._collect(flow, closed=True)
-        else:
-            state = self._nothing_said(flow)
+        elif self._nothing_said(flow) == "unanswered":
+            state = NONE
         self._retire(flow, state)
 
-    def _nothing_said(self, flow: Flow) -> int:
+    def _nothing_said(self, flow: Flow) -> str:
         """A connection without payload: an attempt, when it was to a mail port."""
         refused = flow.over == "reset" and flow.ts_synack is None
         result = "refused" if refused else "silent" if flow.ts_synack is not None else "unanswered"
@@ -662,7 +685,7 @@ class Streams:
         target = ports & 0xFFFF if flow.orig == 0 else ports >> 16
         if flow.handshake and target in self._mail_ports:
             self._attempt(flow.slot, flow.orig, flow.source, result, max(flow.syns, 1), flow)
-        return NONE if result == "unanswered" else CLOSED
+        return result
 
     def _retire(self, flow: Flow, state: int) -> None:
         """Keep of a connection only what tells its late packets from another's."""
@@ -722,19 +745,19 @@ class Streams:
         for flow in sorted(self._lingering.values(), key=lambda f: f.end_ts)[: max(len(self._lingering) - limits.lingering, 0)]:
             self._close(flow, flow.ending or "timeout")
         self._bound_pending()
-        if len(flows.live) > limits.connections:
+        if len(flows.live) > limits.open_connections:
             oldest = sorted(flows.live.values(), key=lambda f: (f.ts_last, f.slot))
-            for flow in oldest[: len(oldest) - limits.connections * 9 // 10]:
-                self._count(flow.source, "connections_dropped", 1, flow.slot, flow)
-                self._tally[flow.source, "connections_dropped"][3] = "connections were closed early to stay in bounds"
-                self._close(flow, "timeout")
+            for flow in oldest[: len(oldest) - limits.open_connections * 9 // 10]:
+                self._count(flow.source, "dropped", 1, flow.slot, flow)
+                self._close(flow, "timeout", NONE)
         if len(flows.live) * 4 * limits.history_bytes > limits.history_total:
             halves = [h for flow in flows.live.values() for h in flow.half]
             if sum(h.old_octets for h in halves) > limits.history_total:
                 for h in halves:
                     h.old, h.old_octets = None, 0
+        self._list_attempts()
         self._write()
-        if flows.count > 2 * limits.connections:
+        if flows.count > limits.connections * 5 // 4:
             self._forget_oldest()
 
     def _bound_pending(self) -> None:
@@ -773,12 +796,10 @@ class Streams:
         """Drop the rows of flows not heard of for longest; should they come back they count as new conversations."""
         flows = self._flows
         state = flows.state[: flows.count]
-        self._forget_half(np.flatnonzero(state == HALF)[: -self._limits.connections // 2])
-        ts = flows.ts_last[: flows.count].copy()
-        for slot, flow in flows.live.items():
-            ts[slot] = flow.ts_last
-        ts[state == LIVE] = 1 << 62
-        keep = np.sort(np.argsort(ts, kind="stable")[-self._limits.connections :])
+        ts = np.where(state == LIVE, 1 << 62, flows.ts_last[: flows.count])
+        oldest = np.argsort(ts, kind="stable")
+        drop, keep = oldest[: -self._limits.connections], np.sort(oldest[-self._limits.connections :])
+        self._forget_half(drop[state[drop] == HALF])
         flows.forget(keep)
         self._ended.clear()
         self._lingering = {flow.slot: flow for flow in self._lingering.values()}

@@ -72,8 +72,11 @@ class Wire:
             sys.executable, "-m", "analyzer", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )
         assert process.stderr is not None
-        said = process.stderr.readline()
-        assert "capturing on" in said, said + process.stderr.read()
+        said = ""
+        while "capturing on" not in said:
+            line = process.stderr.readline()
+            assert line, f"it ended: {said}"
+            said += line
         return process
 
     def replay(self, path: Path, pace: float = 1.0, interface: str = FAR) -> None:

@@ -61,14 +61,14 @@ def timeless(directory: Path) -> dict[str, list[dict[str, object]]]:
         kept = []
         for row in lines:
             timed = [name for name in row if name.startswith("ts") or name.endswith("_s") or name == "source"]
-            row = {
+            rest = {
                 name: names.get(value, value) if isinstance(value, str) else value
                 for name, value in row.items()
                 if name not in timed
             }
-            if "detail" in row:
-                row["detail"] = re.sub(r"[-+]?\d+(\.\d+)? ?(ms|s|min|h)\b", "TIME", str(row["detail"]))
-            kept.append(row)
+            if "detail" in rest:
+                rest["detail"] = re.sub(r"[-+]?\d+(\.\d+)? ?(ms|s|min|h)\b", "TIME", str(rest["detail"]))
+            kept.append(rest)
         found[table] = sorted(kept, key=lambda row: json.dumps(row, sort_keys=True))
     return found
 
@@ -114,7 +114,7 @@ def rows_without_source(directory: Path, table: str) -> list[dict[str, object]]:
 def test_frames_of_the_loopback_interface_count_once(cable: Wire, tmp_path: Path, backend: str) -> None:
     file = tmp_path / "lo.pcapng"
     live = cable.mailhop("capture", "-i", "lo", "-f", "udp port 53", "--backend", backend, "-w", str(file))
-    send = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); [s.sendto(b'%d' % i, ('127.0.0.1', 53)) for i in range(50)]"
+    send = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); [s.sendto(b'%d' % i, ('127.0.0.1', 53)) for i in range(50)]"
     assert cable.start("python3", "-c", send).wait(PATIENCE) == 0
     assert ended(live)[0] == 0
     assert len(octets(file)) == 50

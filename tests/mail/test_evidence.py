@@ -232,6 +232,16 @@ def test_bounds_are_told_when_they_are_hit() -> None:
     assert {a.name for a in told.anomalies} == {"lookups_dropped", "mailbox_events_dropped", "attempts_dropped"}
 
 
+def test_of_thousands_of_lookups_those_up_to_the_limit_are_kept() -> None:
+    world = World()
+    for n in range(2500):
+        world.lookup(MX, f"x{n}.example", "A")
+    told = world.tell(Limits(lookups=2100))
+    assert [(a.name, a.detail) for a in told.anomalies] == [("lookups_dropped", "400 beyond the limit")]
+    assert len(told.lookups) == 2100
+    assert [told.lookups.qname(row).rstrip(".") for row in (0, 1024, 2099)] == ["x0.example", "x1024.example", "x2099.example"]
+
+
 HOSTS = [MUA, MSA, MX, STORE, RELAY]
 moves = st.lists(
     st.tuples(

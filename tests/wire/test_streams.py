@@ -1,14 +1,19 @@
 """TCP streams: whatever the capture did to the segments, the octets come out in order, once, or as a gap."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from talk import ACK, FIN, MS, RST, SYN, T0, URG, Segment, Talk, play, said, smtp
 
 from analyzer.limits import Limits
+from analyzer.wire import streams
+from analyzer.wire.flows import Ends, Flows
 from analyzer.wire.types import Connection
 
 S = 1000 * MS
@@ -505,6 +510,54 @@ def test_a_flood_of_syns_is_a_number() -> None:
     assert [a.detail.split()[0] for a in played.anomalies] == ["3000"]
 
 
+def test_flows_beyond_the_bounds_are_forgotten_or_closed_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_CHECK", 40_000)
+    limits = replace(Limits(), connections=200, open_connections=100, attempts=10)
+    flood = [Talk(client=(0x0B000000 + i, 1024), isn=(i, 0)).add(0, SYN).segments[0] for i in range(1500)]
+    open_for_ever = [s for i in range(300) for s in Talk(client=(0x0C000000 + i, 9), isn=(i, 7)).open().s(b"220 hi\r\n").segments]
+    talk = smtp(ts=T0 + S)
+    segments = flood[:700] + open_for_ever + flood[700:] + talk.segments
+    counted = []
+    for cuts in ([], range(0, 4000, 7)):
+        played = play(segments, limits=limits, cuts=cuts)
+        assert played.heard[-1].data(0) == said(talk, 0)
+        assert len(played.heard) == 301
+        assert {h.connection.end for h in played.heard} == {"timeout", "capture_end", "fin"}
+        assert len(played.attempts) == 10
+        counted.append(sorted((a.name, a.detail) for a in played.anomalies))
+    assert counted[0] == counted[1]
+    assert ("connect_unanswered", "1500 connection attempts to mail ports were not answered") in counted[0]
+    assert "connections_dropped" in dict(counted[0])
+
+
+def test_holes_of_many_connections_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_CHECK", 40_000)
+    limits = replace(Limits(), pending_total=30_000)
+    segments = []
+    for i in range(20):
+        talk = Talk(client=(0x0A000100 + i, 7), mss=500).open().c(b"x" * 4000)
+        segments += talk.segments[:3] + talk.segments[4:]
+    shown = []
+    for cuts in ([], range(1000)):
+        played = play(segments, limits=limits, cuts=cuts)
+        assert [h.gaps(0) for h in played.heard] == [[500]] * 20
+        shown.append([str(a) for a in played.anomalies])
+    assert shown[0] == shown[1] != []
+
+
+def test_two_flows_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    strong, tries = Flows.hash, []
+
+    def weak(self: Flows, ends: Ends) -> object:
+        tries.append(len(ends.ports))
+        return strong(self, ends) & np.uint64(0 if len(tries) < 3 else 0xFFFFFFFF)
+
+    monkeypatch.setattr(Flows, "hash", weak)
+    one, two = smtp(), smtp(client=(0x0A000009, 5000))
+    played = play(one.segments + two.segments)
+    assert [h.data(0) for h in played.heard] == [said(one, 0), said(two, 0)]
+
+
 # -- who is listened to
 
 
@@ -608,27 +661,37 @@ TIGHT = replace(
     closed_linger=2 * S,
     half_open_idle=2 * S,
     connection_idle=100 * S,
+    connections=4,
+    open_connections=2,
+    lingering=1,
+    pending_total=400,
+    history_bytes=40,
+    history_total=100,
+    unacked_bytes=50,
+    window_bytes=5000,
+    attempts=2,
 )
+"""Every bound is hit."""
 
 
 @settings(max_examples=300, deadline=None)
-@given(captures(), st.sets(st.integers(1, 60)), st.booleans(), st.booleans())
-def test_batches_cannot_be_seen(segments: list[Segment], cuts: set[int], tight: bool, sure: bool) -> None:
+@given(captures(), st.sets(st.integers(1, 60)), st.integers(0, 60), st.booleans(), st.booleans())
+def test_batches_cannot_be_seen(segments: list[Segment], cuts: set[int], file: int, tight: bool, sure: bool) -> None:
     limits = TIGHT if tight else Limits()
+    sources = [part for part in (segments[:file], segments[file:]) if part]
 
     def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
         return True if sure or closing or len(orig) > 30 else None
 
-    one = play(segments, limits=limits, recognise=recognise)
-    for other in (
-        play(segments, cuts=cuts, limits=limits, recognise=recognise),
-        play(segments, cuts=range(1000), limits=limits, recognise=recognise),
-    ):
-        assert [(h.parts, h.table, str(h.connection)) for h in other.heard] == [
-            (h.parts, h.table, str(h.connection)) for h in one.heard
-        ]
-        assert sorted(other.attempts) == sorted(one.attempts)
-        assert sorted(map(str, other.anomalies)) == sorted(map(str, one.anomalies))
+    def shown(cuts: Iterable[int]) -> list[object]:
+        with patch.object(streams, "_CHECK", 3000 if tight else 16 << 20):
+            played = play(sources, limits=limits, recognise=recognise, cuts=cuts)
+        heard = [(h.parts, h.table, str(h.connection)) for h in played.heard]
+        return [heard, sorted(played.attempts), sorted(map(str, played.anomalies))]
+
+    whole = shown([])
+    assert shown(cuts) == whole
+    assert shown(range(1000)) == whole
 
 
 @settings(max_examples=100, deadline=None)
@@ -683,12 +746,12 @@ def test_torture(case: str) -> None:
     from analyzer.wire.types import SourceInfo
 
     limits = Limits()
-    streams, decoder = Streams(limits, lambda *_: True, frozenset({25})), Decoder(limits)
+    reader, decoder = Streams(limits, lambda *_: True, frozenset({25})), Decoder(limits)
     path = str(TORTURE / f"{case}.pcap")
     deliveries = []
     for frames in files.read(path, limits, SourceInfo(path)):
-        deliveries += streams.feed(decoder.decode(frames))
-    deliveries += streams.finish()
+        deliveries += reader.feed(decoder.decode(frames))
+    deliveries += reader.finish()
     assert len({id(d.connection) for d in deliveries}) == 1
     conn = deliveries[0].connection
     assert (conn.orig_bytes, conn.resp_bytes, conn.gap_bytes) == (*SMTP_SIZES[case], 0)

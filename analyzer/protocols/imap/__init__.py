@@ -10,7 +10,20 @@ inflate.py    COMPRESS=DEFLATE
 probe.py      does a connection speak IMAP
 """
 
+from typing import TYPE_CHECKING, Any
+
 from analyzer.protocols.imap.probe import probe
-from analyzer.protocols.imap.session import Session
+
+if TYPE_CHECKING:
+    from analyzer.protocols.imap.session import Session
 
 __all__ = ["Session", "probe"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Session` is loaded with the first connection that speaks the protocol: the command must start fast."""
+    if name == "Session":
+        from analyzer.protocols.imap.session import Session
+
+        return Session
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,20 @@ grammar (octets -> words) <- transaction (what became of a message) <- dialogue 
 <- recovery (loss, and ends of data that only some see) <- session (the states and what commands mean) <- probe
 """
 
+from typing import TYPE_CHECKING, Any
+
 from analyzer.protocols.smtp.probe import probe
-from analyzer.protocols.smtp.session import Session
+
+if TYPE_CHECKING:
+    from analyzer.protocols.smtp.session import Session
 
 __all__ = ["Session", "probe"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Session` is loaded with the first connection that speaks the protocol: the command must start fast."""
+    if name == "Session":
+        from analyzer.protocols.smtp.session import Session
+
+        return Session
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,10 @@ from analyzer.wire.types import Chunk, Connection
 
 TLS_HANDSHAKE = 0x16
 """First octet of a TLS record in which a handshake begins (RFC 8446 5.1); no command or reply begins so."""
+AHEAD = 20_000
+"""Replies read ahead of the commands they answer."""
+_HOLES = 1000
+"""Losses in the server's octets that are remembered."""
 _SURPLUS = 16
 """Replies to nothing that are named, per session."""
 _WHOLE = re.compile(rb"(?:\d\d\d-[^\n]*\n)*(\d\d\d)(?: [^\n]*|\r)?\n")
@@ -77,46 +81,50 @@ class Dialogue(BaseSession):
 
     protocol = "smtp"
 
+    # Where a session begins; an instance holds only what has changed.
+    state: str = PREFACE
+    """What the client's next octets are."""
+    awaited: Given | None = None
+    """The command whose reply tells how to read on."""
+    chunk: Given | None = None
+    """The BDAT whose octets are being read."""
+    receiving: Transaction | None = None
+    """The transaction whose mail data is being read."""
+    split: Transaction | None = None
+    """A message that may have been two, until the next reply tells."""
+    impatient: bool = False
+    """More octets are held than the limit: what has not come by now is taken for lost."""
+    heard_354: int | None = None
+    """The last reply to a lost command was 354: so many of the client's octets had the server then."""
+    farewell: Reply | None = None
+    """A refusal that answers nothing: the server ends the session."""
+    _broken: bool = False  # the next line of the server may lack its beginning
+    _skip: bool = False  # the server's line was cut: its rest comes as lines
+    _partial: Reply | None = None
+    _previous: Reply | None = None  # the last reply given to a command
+
     def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
         super().__init__(conn, client_is_orig, limits)
-        self.state = PREFACE
-        """What the client's next octets are."""
         self.replies: deque[Reply] = deque()
         """Replies that are not yet given to a command."""
         self.waiting: deque[Given] = deque()
         """What waits for a reply, oldest first."""
-        self.awaited: Given | None = None
-        """The command whose reply tells how to read on."""
-        self.chunk: Given | None = None
-        """The BDAT whose octets are being read."""
-        self.receiving: Transaction | None = None
-        """The transaction whose mail data is being read."""
-        self.split: Transaction | None = None
-        """A message that may have been two, until the next reply tells."""
-        self.impatient = False
-        """More octets are held than the limit: what has not come by now is taken for lost."""
         self.lossy = conn.start != "handshake"
         """Not everything that was said is in the capture."""
         self.holes: list[int] = []
         """Stream offsets behind the losses in the server's octets."""
-        self.heard_354: int | None = None
-        """The last reply to a lost command was 354: so many of the client's octets had the server then."""
-        self.farewell: Reply | None = None
-        """A refusal that answers nothing: the server ends the session."""
         self.surplus: list[Reply] = []
         """The first replies to nothing that was seen."""
         self._reply_hole = self.command_hole = self.lossy
-        self._broken = False  # the next line of the server may lack its beginning
-        self._skip = False  # the server's line was cut: its rest comes as lines
-        self._partial: Reply | None = None
-        self._previous: Reply | None = None  # the last reply given to a command
-        if conn.start == "handshake":
+        if self.lossy:
+            self.state = LOST
+        else:
             self.waiting.append(Given(GREETING, -1, 0, None, None, 0, None))
 
     def feed(self, chunk: Chunk) -> list[Event]:
         """Take ordered octets of one direction; return what they complete."""
         limits = self.limits
-        self.impatient = self.client.held > limits.waiting_bytes or len(self.replies) > limits.commands_waiting
+        self.impatient = self.client.held > limits.waiting_bytes or self.server.held > limits.waiting_bytes
         if self.client.kept_octets > limits.waiting_bytes:
             self.forget_forks()
         return super().feed(chunk)
@@ -152,7 +160,9 @@ class Dialogue(BaseSession):
     def read_replies(self) -> None:
         """reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF (RFC 5321 4.2)"""
         inbox = self.server
-        while not (inbox.available and inbox.buf[inbox.pos] == TLS_HANDSHAKE):  # else it waits for the client's STARTTLS
+        while len(self.replies) < AHEAD and not (
+            inbox.available and inbox.buf[inbox.pos] == TLS_HANDSHAKE
+        ):  # else it waits for the client's STARTTLS
             if not inbox.has_line():
                 if not inbox.has_gap:
                     return
@@ -167,15 +177,14 @@ class Dialogue(BaseSession):
             stop = inbox.base + end
             ts_first, _, ack, ts, frame = inbox.span(inbox.base + pos, stop)
             inbox.pos = end
-            reply = Reply(stop - end + pos, ts_first, ack, self._reply_hole)
-            self._reply_hole = False
-            reply.coded(int(found[1]))
-            reply.end, reply.ts, reply.frame = stop, ts, frame
             if found.start(1) == pos:
-                reply.lines.append(buf[pos + 4 : end - 2 if buf[end - 2] == 13 else end - 1])
+                lines = [buf[pos + 4 : end - 2 if buf[end - 2] == 13 else end - 1]]
             else:
-                lines = buf[pos : end - 1].split(b"\n")[: self.limits.argument_chars]
-                reply.lines = [line[4:-1] if line.endswith(b"\r") else line[4:] for line in lines]
+                whole = buf[pos : end - 1].split(b"\n")[: self.limits.argument_chars]
+                lines = [line[4:-1] if line.endswith(b"\r") else line[4:] for line in whole]
+            reply = Reply(int(found[1]), lines, stop - end + pos, stop, ts_first, ack, self._reply_hole)
+            reply.ts, reply.frame = ts, frame
+            self._reply_hole = False
             self.replies.append(reply)
 
     def _read_reply_line(self, inbox: Inbox) -> None:
@@ -197,7 +206,7 @@ class Dialogue(BaseSession):
         coded = len(code) == 3 and code.isdigit() and mark in (b" ", b"-", b"")
         reply, inside = self._partial, self._partial is not None
         if reply is None:
-            reply = Reply(begin, ts, ack, self._reply_hole)
+            reply = Reply(None, [], begin, begin, ts, ack, self._reply_hole)
             self._reply_hole = False
         if coded:
             reply.coded(int(code))
@@ -215,6 +224,8 @@ class Dialogue(BaseSession):
         """Octets of the server are lost."""
         self._partial = None
         inbox.take_gap()
+        if len(self.holes) >= _HOLES:
+            del self.holes[: _HOLES // 2]
         self.holes.append(inbox.offset)
         self.lossy = self._reply_hole = self._broken = True
         self._skip = False
@@ -316,7 +327,8 @@ class Dialogue(BaseSession):
         """Replies that this calls for."""
         transaction = given.transaction
         if self.info.protocol == "lmtp" and transaction is not None and (given.last or given.verb == END_OF_DATA):
-            return max(len(transaction.accepted_recipients()) - len(transaction.finals), 1)
+            wanted = transaction.wanted if transaction.wanted is not None else transaction.accepted_recipients()
+            return max(len(wanted) - len(transaction.finals), 1)
         return 1
 
     def _none_heard(self, first: Reply, group: int, behind: bool) -> bool:

@@ -128,7 +128,7 @@ def shown(verb: str, rest: bytes, most: int) -> str | None:
 
 def enhanced_code(reply_text: str) -> str | None:
     """status-code of RFC 3463 at the beginning of a reply's text (RFC 2034 4)."""
-    found = _CODE.match(reply_text)
+    found = _CODE.match(reply_text) if reply_text[1:2] == "." else None
     return found[1] if found else None
 
 

@@ -29,6 +29,8 @@ from analyzer.wire.types import Connection
 
 _END = b"\r\n.\r\n"
 _LINE_START = re.compile(rb"\n")
+_PIECES = 1000
+"""Pieces of a kept message that are copied at a hole."""
 _AFTER = 300
 """Octets looked at behind what may be the end of a message."""
 
@@ -45,22 +47,23 @@ class Fork:
 class Recovery(Dialogue):
     """A dialogue that goes on behind losses."""
 
+    keep_raw: bool = False
+    """Keep whole messages (for extraction)."""
+    transaction: Transaction | None = None
+    """The transaction that commands read now belong to."""
+    left: int = 0
+    """Octets still to come of a chunk or blob."""
+    cut: bool = False
+    """The client's line was cut: its rest comes as lines."""
+    _behind: MessageReader | None = None  # the message as it was behind its last loss, at the first octet kept
+    _ended_in_hole: bool = False
+    _lost: int = 0  # client octets lost before what is looked at
+
     def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
         super().__init__(conn, client_is_orig, limits)
-        self.keep_raw = False
-        """Keep whole messages (for extraction)."""
-        self.transaction: Transaction | None = None
-        """The transaction that commands read now belong to."""
-        self.left = 0
-        """Octets still to come of a chunk or blob."""
-        self.cut = False
-        """The client's line was cut: its rest comes as lines."""
         self.headless = self.lossy
         """Since the last loss between commands no MAIL was read, nor what would end a transaction."""
         self.forks: list[Fork] = []
-        self._behind: MessageReader | None = None  # the message as it was behind its last loss, at the first octet kept
-        self._ended_in_hole = False
-        self._lost = 0  # client octets lost before what is looked at
 
     def conclude(self, transaction: Transaction, why: str, ts: int | None, frame: int | None) -> None:
         """The transaction is over: it is handed to mail/."""
@@ -73,13 +76,14 @@ class Recovery(Dialogue):
         self.state = COMMANDS
         self.holes.clear()
         self.start_tls(self.client.ts_at(self.client.offset))
+        self.read_replies()
 
     # a message begins and ends
 
     def receive(self, transaction: Transaction | None, reply: Reply | None) -> None:
         """Mail data follows."""
         if transaction is None:
-            self.transaction = transaction = self.without_mail(self.client.frame_at(self.client.offset))
+            self.transaction = transaction = self.without_mail(None)
         if reply is not None:
             transaction.carried.ts_rcpt_done = reply.ts
         transaction.heard = reply.end if reply is not None else self.client.ack_at(self.client.offset)
@@ -286,7 +290,7 @@ class Recovery(Dialogue):
     def _go_on_behind(self, reader: MessageReader) -> None:
         """The message goes on behind the hole."""
         reader.gap(self._lost)
-        self._behind = reader.copy()
+        self._behind = reader.copy() if reader.pieces < _PIECES else None
         self.client.keep(self.client_is_orig)
         self.state = DATA
 

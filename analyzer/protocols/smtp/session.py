@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable
 
-from analyzer.limits import Limits
 from analyzer.protocols import access
 from analyzer.protocols.base import Malformed, Recipient
 from analyzer.protocols.base import text as as_text
 from analyzer.protocols.message import MessageReader
 from analyzer.protocols.smtp import grammar
-from analyzer.protocols.smtp.dialogue import Given
+from analyzer.protocols.smtp.dialogue import AHEAD, Given
 from analyzer.protocols.smtp.queue_ids import software
 from analyzer.protocols.smtp.recovery import Recovery
 from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
@@ -37,7 +36,6 @@ from analyzer.protocols.smtp.vocabulary import (
     TLS,
     WAITING,
 )
-from analyzer.wire.types import Connection
 
 _DOMAIN = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?\Z|\[[0-9A-Za-z:.]+\]\Z")
 _ODD = re.compile(rb"[^A-Za-z-]")
@@ -49,21 +47,21 @@ _PREFACE = 66_000
 class Session(Recovery):
     """One SMTP or LMTP connection."""
 
-    def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
-        super().__init__(conn, client_is_orig, limits)
-        self._mechanism: str | None = None
-        self._sasl_user: str | None = None
-        self._turn = 0
-        self._guarding = False  # AUTH was tried: unknown lines may be secrets
-        self._tls_reply: Reply | None = None
-        self._first: tuple[int | None, int | None, int] | None = None  # the first command: time, frame, acknowledgement
-        self._greeting: Reply | None = None  # came before any command was read
-        self._bare_lf = False
+    _mechanism: str | None = None
+    _sasl_user: str | None = None
+    _turn: int = 0  # responses of the SASL exchange
+    _guarding: bool = False  # AUTH was tried: unknown lines may be secrets
+    _tls_reply: Reply | None = None
+    _first: tuple[int | None, int | None, int] | None = None  # the first command: time, frame, acknowledgement
+    _greeting: Reply | None = None  # came before any command was read
+    _bare_lf: bool = False
 
     def pump(self) -> None:
         """Read as far as both inboxes allow."""
+        if self.server.has_gap and self.state != DEAF:
+            self.read_replies()
         while True:
-            if self.state != DEAF and (self.server.available or self.server.has_gap):
+            if len(self.replies) < AHEAD and self.server.available and self.state != DEAF:
                 self.read_replies()
             moved = self.pair() if self.replies else False
             if not READERS[self.state](self) and not moved:
@@ -73,6 +71,7 @@ class Session(Recovery):
         """The reply to this will not be seen: it was lost, or there was none."""
         transaction = given.transaction
         if transaction is not None:
+            transaction = given.transaction = transaction.resolved()
             if given.verb in ENDS:
                 self._answer_end(given, None)
             elif given.verb == END_OF_DATA or given.last:
@@ -81,7 +80,7 @@ class Session(Recovery):
             else:
                 transaction.unseen = transaction.unseen or lost
                 if given.verb == "MAIL" and transaction.outer is not None:
-                    self.conclude(transaction.outer, "client", given.ts, given.frame)
+                    self.conclude(transaction.outer.resolved(), "client", given.ts, given.frame)
         if given.verb in HELLO and self.info.client_name is None:
             self.info.client_name = (given.argument or "").partition(" ")[0] or None
         elif given.verb == "AUTH" and self.info.auth_ok is None:
@@ -94,8 +93,11 @@ class Session(Recovery):
         """A command has its reply; False when the exchange goes on."""
         verb, kind = given.verb, reply.kind
         transaction = given.transaction
-        if transaction is not None and verb not in ENDS:
-            transaction.last = reply
+        if transaction is not None:
+            if transaction.into is not None:
+                transaction = given.transaction = transaction.resolved()
+            if verb not in ENDS:
+                transaction.last = reply
         if verb == "RCPT":
             if given.recipient is not None and transaction is not None:
                 transaction.answer_rcpt(given.recipient, reply)
@@ -168,6 +170,8 @@ class Session(Recovery):
         assert transaction is not None
         transaction.mail = reply
         outer, transaction.outer = transaction.outer, None
+        if outer is not None:
+            outer = outer.resolved()
         if outer is None or outer.closed:
             return True
         if reply.kind not in REFUSED or (outer.mail is not None and outer.mail.kind in REFUSED):
@@ -175,11 +179,7 @@ class Session(Recovery):
             return True
         # The server keeps the transaction that is open (RFC 5321 4.1.4): what follows belongs to it.
         outer.carried.recipients += transaction.carried.recipients
-        for later in self.waiting:
-            if later.transaction is transaction:
-                later.transaction = outer
-            elif later.transaction is not None and later.transaction.outer is transaction:
-                later.transaction.outer = outer
+        transaction.into = outer
         if self.transaction is transaction:
             self.transaction = outer
         given.transaction = None
@@ -210,10 +210,11 @@ class Session(Recovery):
         """A reply after the data: one, or one for each recipient (RFC 2033 4.2); whether more are to come."""
         if transaction.closed:
             return False
-        wanted: list[Recipient | None] = [None]
-        if self.info.protocol == "lmtp":
-            wanted = [*transaction.accepted_recipients()] or [None]
-        finals = transaction.finals
+        if transaction.wanted is None:
+            transaction.wanted = [None]
+            if self.info.protocol == "lmtp":
+                transaction.wanted = [*transaction.accepted_recipients()] or [None]
+        finals, wanted = transaction.finals, transaction.wanted
         finals.append((wanted[min(len(finals), len(wanted) - 1)], reply))
         if len(finals) < len(wanted):
             return True
@@ -480,8 +481,11 @@ class Session(Recovery):
                 return self.cross_hole()
             return self.ended_early(transaction)
         begin = inbox.offset
-        if transaction.carried.ts_data is None:
-            transaction.carried.ts_data = inbox.ts_at(begin)
+        carried = transaction.carried
+        if carried.ts_data is None:
+            carried.ts_data, frame, _ = inbox.segment_at(begin)
+            if carried.first_frame is None:
+                carried.first_frame = frame
         buf = inbox.buf
         at = transaction.reader.feed_stuffed(buf, inbox.pos)
         if at < 0:

@@ -22,14 +22,16 @@ class Reply:
 
     __slots__ = ("ack", "begin", "code", "end", "enhanced", "frame", "hole", "kind", "lines", "told", "ts", "ts_first")
 
-    def __init__(self, begin: int, ts_first: int | None, ack: int, hole: bool) -> None:
-        self.code: int | None = None
+    def __init__(
+        self, code: int | None, lines: list[bytes], begin: int, end: int, ts_first: int | None, ack: int, hole: bool
+    ) -> None:
+        self.code = code
         """None when its line has none."""
-        self.kind = 0
+        self.kind = 0 if code is None else code // 100
         """Reply class, the code's first digit; 0 when there is none."""
-        self.lines: list[bytes] = []
+        self.lines = lines
         """The text of each line, behind the code."""
-        self.begin = self.end = begin
+        self.begin, self.end = begin, end
         """Stream offsets of its first octet and behind its last."""
         self.ack = ack
         """Client octets the server had received, -1 unknown."""
@@ -67,6 +69,7 @@ class Transaction:
         "finals",
         "heard",
         "holed",
+        "into",
         "last",
         "mail",
         "most",
@@ -76,6 +79,7 @@ class Transaction:
         "refused",
         "suspect",
         "unseen",
+        "wanted",
     )
 
     def __init__(self, info: SessionInfo, ts: int | None, frame: int | None, most: int) -> None:
@@ -104,6 +108,10 @@ class Transaction:
         """Commands of it may be lost, chunks among them."""
         self.outer: Transaction | None = None
         """The transaction that was open when this MAIL was given."""
+        self.into: Transaction | None = None
+        """The transaction that this MAIL, refused as out of turn, left open: what follows belongs to it."""
+        self.wanted: list[Recipient | None] | None = None
+        """For whom replies are due after the data; known with the first of them."""
         self.suspect = False
         """Octets in the message may have been taken for its end."""
         self.crowded = False
@@ -122,6 +130,15 @@ class Transaction:
             recipient.outcome = REFUSED[kind]
             self.refused.append(reply)
         self.carried.ts_rcpt_done = reply.ts
+
+    def resolved(self) -> "Transaction":
+        """The transaction that this one went into."""
+        found = self
+        while found.into is not None:
+            found = found.into
+        if self.into is not None:
+            self.into = found
+        return found
 
     def accepted_recipients(self) -> list[Recipient]:
         """Those for whom an LMTP server replies after the data; a reply that was not seen counts as accepted."""

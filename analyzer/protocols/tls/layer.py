@@ -4,11 +4,11 @@ import re
 from bisect import bisect_right
 from collections import deque
 from copy import copy
+from typing import TYPE_CHECKING
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Malformed, Session, SessionInfo
 from analyzer.protocols.inbox import Inbox
-from analyzer.protocols.tls.decrypt import Opener, opener
 from analyzer.protocols.tls.hello import (
     CERTIFICATE,
     CLIENT_HELLO,
@@ -26,6 +26,9 @@ from analyzer.protocols.tls.hello import (
 from analyzer.protocols.tls.secrets import Secrets
 from analyzer.protocols.tls.suites import suite_name, version_name
 from analyzer.wire.types import Chunk
+
+if TYPE_CHECKING:
+    from analyzer.protocols.tls.decrypt import Opener
 
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA, HEARTBEAT = 20, 21, 22, 23, 24
 RECORD = 5
@@ -353,6 +356,8 @@ class Layer:
         """The keys of a direction, from its first protected record on."""
         if not self.secrets or self._failed or len(self._clients) < turn or len(self._servers) < turn:
             return
+        from analyzer.protocols.tls.decrypt import opener
+
         half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
 
     def _open(

@@ -35,7 +35,7 @@
     return sign + text;
   }
   const fine = (ns) => (ns < 1e5 ? (ns / 1e3).toFixed(0) + " µs" : duration(ns / 1e9));
-  const after = (ns) => (ns === null ? "" : (ns < 0 ? "−" : "+") + (Math.abs(ns) / 1e9).toFixed(3) + " s");
+  const after = (ns) => (ns === null ? "" : (ns < 0 ? "−" : "+") + (Math.abs(ns) / 1e9).toFixed(4) + " s");
   const tick = (ns) => (ns === 0 ? "0" : (ns < 0 ? "−" : "+") + fine(Math.abs(ns)));
   const clock = (ms) => (ms === null ? "" : new Date(ms).toISOString().replace("T", " ").slice(0, 19));
   const marked = (outcome) => (data.marks[outcome] ? data.marks[outcome] + " " : "") + outcome;
@@ -114,7 +114,7 @@
       const value = text(m);
       const style = key === "outcome" ? data.styles[m.outcome] || "" : "";
       const inside = i === 0
-        ? h("a", { href: "#m=" + m.trace_id, tabindex: at === list.at ? "0" : "-1", "aria-label": `${value || "no time"}, ${m.subject || m.message_id}` }, value || "–")
+        ? h("a", { href: "#m=" + m.trace_id, tabindex: at === list.at ? "0" : "-1", "aria-label": `${value || "no time"}, ${m.subject || m.message_id}` }, h("span", { class: "day" }, value.slice(0, 11)), value.slice(11) || "–")
         : value;
       return h("td", { class: `c-${key} ${NUMBERS.has(key) ? "number" : ""} ${style}`, title: value.length > 14 ? value : null }, inside);
     });
@@ -182,6 +182,13 @@
     const stream = new Blob([octets]).stream().pipeThrough(new DecompressionStream("deflate"));
     return JSON.parse(await new Response(stream).text());
   }
+  function arrows(columns) {
+    const names = data.shapes.Arrow, last = { at: 0, frame: 0 };
+    return (columns[0] || []).map((_, i) => Object.fromEntries(names.map((name, n) => {
+      const value = columns[n][i];
+      return [name, name in last && value !== null ? (last[name] += value) : value];
+    })));
+  }
   async function detail(m) {
     const number = Math.floor(m.index / data.block);
     if (!blocks.has(number)) {
@@ -191,7 +198,7 @@
     const found = entry("Detail", (await blocks.get(number))[m.index % data.block]);
     const drawing = entry("Drawing", found.drawing);
     drawing.lanes = drawing.lanes.map((lane) => entry("Lane", lane));
-    drawing.arrows = drawing.arrows.map((arrow) => entry("Arrow", arrow));
+    drawing.arrows = arrows(drawing.arrows);
     drawing.rows = drawing.rows.map((line) => {
       const made = entry("Row", line);
       made.bars = made.bars.map((bar) => entry("Bar", bar));
@@ -229,19 +236,23 @@
   function waterfall(drawing, width, straight, readout) {
     const narrow = width < 640, labels = narrow ? 0 : Math.min(310, width * 0.32), line = narrow ? 56 : 38, top = 28;
     const scale = straight ? [drawing.scale[0], drawing.scale[drawing.scale.length - 1]] : drawing.scale;
-    const room = width - labels - (narrow ? 8 : 120), height = top + line * drawing.rows.length + 18;
+    const room = width - labels - (narrow ? 8 : 120), height = top + line * drawing.rows.length + 30;
     const x = (at) => labels + 4 + place(scale, at) * room;
     const svg = s("svg", { class: "mh", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Waterfall: the table below says the same" });
     const text = (at, y, words, kind, anchor) => svg.append(s("text", { x: at, y, class: kind, "text-anchor": anchor }, words));
+    let labelled = -99, low = false;
     for (const [a, b] of folds(scale)) {
-      svg.append(s("rect", { class: "fold", x: x(a), y: top - 6, width: x(b) - x(a), height: height - top - 10 }, s("title", {}, `${fine(b - a)} in which nothing was seen, folded`)));
-      text((x(a) + x(b)) / 2, height - 4, `⋯ ${fine(b - a)} ⋯`, "soft small", "middle");
+      svg.append(s("rect", { class: "fold", x: x(a), y: top - 6, width: x(b) - x(a), height: height - top - 22 }, s("title", {}, `${fine(b - a)} in which nothing was seen, folded`)));
+      const middle = (x(a) + x(b)) / 2;
+      low = middle - labelled < 84 && !low;
+      labelled = middle;
+      text(middle, height - (low ? 4 : 17), `⋯ ${fine(b - a)} ⋯`, "soft small", "middle");
     }
     let right = -99;
     for (const at of ticks(scale, Math.max(room / 110, 2))) {
       if (x(at) - right < 62 || x(at) > width - 24) continue;
       right = x(at);
-      svg.append(s("line", { class: "grid", x1: right, x2: right, y1: top - 6, y2: height - 16 }));
+      svg.append(s("line", { class: "grid", x1: right, x2: right, y1: top - 6, y2: height - 29 }));
       text(right, top - 12, tick(at), "soft small", "middle");
     }
     drawing.rows.forEach((it, i) => {
@@ -254,7 +265,7 @@
       for (const bar of it.bars) {
         const left = x(bar.start), wide = Math.max(x(bar.start + bar.length) - left, 2);
         last = Math.max(last, left + wide);
-        const facts = `${it.label}: ${bar.phase === "whole" ? "MAIL to last reply" : bar.phase} ${fine(bar.length)} from ${after(bar.start)}${bar.detail ? " · " + bar.detail : ""}`;
+        const facts = `${it.label}: ${bar.phase === "whole" ? (it.basis === "observed" ? "MAIL to last reply" : it.basis) : bar.phase} ${fine(bar.length)} from ${after(bar.start)}${bar.detail ? " · " + bar.detail : ""}`;
         const marks = { "data-phase": bar.phase, "data-hop": it.hop, "data-start": bar.start, "data-length": bar.length, pointerenter: () => { readout.textContent = facts; } };
         const tip = s("title", {}, facts);
         const box = (tall, kind) => s("rect", { ...marks, class: "bar " + kind, x: left, y: mid - tall / 2, width: wide, height: tall, rx: 2.5 }, tip);
@@ -297,7 +308,7 @@
   // the ladder
 
   function ladder(drawing, width) {
-    const count = drawing.lanes.length, left = 74, line = 25, top = 66;
+    const count = drawing.lanes.length, left = 74, line = 25, top = 4, head = 52;
     const gap = Math.max(132, Math.min(230, (width - left - 150) / Math.max(count - 1, 1)));
     const whole = Math.max(width, left + 66 + gap * (count - 1) + 84);
     const lines = [];
@@ -308,18 +319,19 @@
     }
     const height = top + line * lines.length + 10;
     const svg = s("svg", { class: "mh ladder", width: whole, height, viewBox: `0 0 ${whole} ${height}`, role: "img", "aria-label": "Ladder: the steps say the same as a table" });
+    const lanes = s("svg", { class: "mh lanes", width: whole, height: head, viewBox: `0 0 ${whole} ${head}`, "aria-hidden": "true" });
     const lane = (number) => left + 66 + gap * Math.max(number, 0);
-    const text = (x, y, words, kind, anchor, full) =>
-      svg.append(s("text", { x, y, class: kind, "text-anchor": anchor }, full && full !== words ? s("title", {}, full) : null, words));
+    const text = (x, y, words, kind, anchor, full, into = svg) =>
+      into.append(s("text", { x, y, class: kind, "text-anchor": anchor }, full && full !== words ? s("title", {}, full) : null, words));
     lines.forEach((it, i) => {
       if (it.heading !== undefined) svg.append(s("rect", { class: "band", x: 0, y: top + line * i + 2, width: whole, height: 19 }));
     });
     drawing.lanes.forEach((it, i) => {
       const name = cut(it.name, gap - 6), address = cut(it.address, gap - 6);
-      text(lane(i), 14, cut(it.roles, gap - 6), "bold", "middle", it.roles);
-      text(lane(i), 30, name, "", "middle", it.name);
-      text(lane(i), 45, address, "soft small", "middle", it.address);
-      svg.append(s("line", { class: "rule", x1: lane(i), x2: lane(i), y1: top - 12, y2: height }));
+      text(lane(i), 14, cut(it.roles, gap - 6), "bold", "middle", it.roles, lanes);
+      text(lane(i), 30, name, "", "middle", it.name, lanes);
+      text(lane(i), 45, address, "soft small", "middle", it.address, lanes);
+      svg.append(s("line", { class: "rule", x1: lane(i), x2: lane(i), y1: 0, y2: height }));
     });
     lines.forEach((it, i) => {
       const y = top + line * i + 16;
@@ -341,7 +353,7 @@
       const at = Math.min(Math.min(a, b) + 9, whole - 6 - words.length * MEASURE);
       text(at, y, words, "small halo", null, it.text);
     });
-    return svg;
+    return [lanes, svg];
   }
 
   // steps and evidence
@@ -375,8 +387,8 @@
       }
       const frame = it.frame === null ? (it.basis === "claimed" ? "claimed" : "") : filter(`frame.number == ${it.frame}`);
       rows.push(h("tr", {}, h("td", { class: "number" }, String(i + 1)), h("td", { class: "number" }, after(it.at)),
-        h("td", {}, it.start === it.end ? name(it.start) : `${name(it.start)} → ${name(it.end)}`), h("td", {}, it.kind), h("td", {}, it.text),
-        h("td", {}, frame, many && it.source ? h("div", { class: "soft" }, it.source) : null)));
+        h("td", { class: "who" }, it.start === it.end ? name(it.start) : `${name(it.start)} → ${name(it.end)}`), h("td", {}, it.kind), h("td", {}, it.text),
+        h("td", { class: "tight" }, frame, many && it.source ? h("div", { class: "soft" }, it.source) : null)));
     });
     return table(["step", "time", "who", "kind", "what", "frame"], rows, "steps", [0, 1]);
   }
@@ -386,8 +398,8 @@
     for (const [source, text] of found.filters) made.push(h("p", {}, h("span", { class: "soft" }, source + ": "), filter(text)));
     if (!found.filters.length) made.push(h("p", {}, "No packet of it is in the capture."));
     made.push(h("h3", {}, "Hops"), table(["hop", "basis", "source", "session", "frames", "filter", "SHA-256 of the message"], found.hops.map((hop) => h("tr", {},
-      h("td", {}, String(hop[0])), h("td", {}, hop[1]), h("td", {}, hop[2]), h("td", {}, hop[3] ? h("code", {}, hop[3]) : ""),
-      h("td", {}, hop[4] === null ? "" : `${hop[4]}–${hop[5]}`), h("td", {}, hop[6] ? filter(hop[6]) : "not in packets"), h("td", {}, hop[7] ? h("code", {}, hop[7].slice(0, 16) + "…") : "")))));
+      h("td", {}, String(hop[0])), h("td", { class: "tight" }, hop[1]), h("td", {}, hop[2]), h("td", { class: "tight" }, hop[3] ? h("code", {}, hop[3]) : ""),
+      h("td", { class: "tight" }, hop[4] === null ? "" : `${hop[4]}–${hop[5]}`), h("td", {}, hop[6] ? filter(hop[6]) : "not in packets"), h("td", {}, hop[7] ? h("code", {}, hop[7].slice(0, 16) + "…") : "")))));
     const part = (title, names, rows) => { if (rows.length) made.push(h("h3", {}, title), table(names, rows.map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, String(cell ?? ""))))))); };
     part("Recipients", ["recipient", "outcome", "tries", "reply"], found.fates.map((f) => [f[0], marked(f[1]), f[2], f[3]]));
     part("Why these hops are one message", ["hop", "joined to hop", "keys that agree", "score", "against it"], found.joins);
@@ -434,12 +446,12 @@
     const panes = {
       waterfall: ["Waterfall", () => {
         const folded = folds(found.drawing.scale).length > 0;
-        const toggle = h("label", { class: "scale" }, h("input", { type: "checkbox", id: "straight", change: (e) => { straight = e.target.checked; show(); byId("straight").focus(); } }), " true scale (pauses are folded now)");
+        const toggle = h("label", { class: "scale" }, h("input", { type: "checkbox", id: "straight", change: (e) => { straight = e.target.checked; show(); byId("straight").focus(); } }), " true scale (otherwise long pauses are folded)");
         toggle.firstChild.checked = straight;
         return [folded ? toggle : null, h("div", { class: "figure", id: "waterfall" }, waterfall(found.drawing, inner(), straight && folded, readout)), readout, legend(found.drawing),
           h("details", {}, h("summary", {}, "These bars as a table"), barTable(found.drawing))].filter(Boolean);
       }],
-      ladder: ["Ladder", () => [h("div", { class: "figure", id: "ladder", tabindex: "0", role: "region", "aria-label": "Ladder, scrollable" }, ladder(found.drawing, inner())), omitted(found)].filter(Boolean)],
+      ladder: ["Ladder", () => [h("div", { class: "figure", id: "ladder", tabindex: "0", role: "region", "aria-label": "Ladder, scrollable" }, ...ladder(found.drawing, inner())), omitted(found)].filter(Boolean)],
       steps: ["Steps", () => [steps(found.drawing), omitted(found)].filter(Boolean)],
       evidence: ["Evidence", () => evidence(m, found)],
     };
@@ -465,7 +477,7 @@
       h("p", { class: "facts soft" }, h("code", {}, m.message_id), " ", h("a", { href: "#m=" + m.trace_id }, "permalink"), m.relation ? ` · ${m.relation} of ` : "", parent ? h("a", { href: "#m=" + parent.trace_id }, parent.subject || parent.message_id) : m.parent ? m.parent : ""),
       h("div", { role: "tablist", "aria-label": "Views of this message", keydown: keys },
         ...names.map((name) => h("button", { type: "button", role: "tab", id: "tab-" + name, "aria-controls": "panel-" + name, click: () => choose(name, false) }, panes[name][0]))),
-      ...names.map((name) => h("div", { role: "tabpanel", id: "panel-" + name, "aria-labelledby": "tab-" + name, tabindex: "-1" }, ...panes[name][1]())),
+      ...names.map((name) => h("div", { role: "tabpanel", "data-title": panes[name][0], id: "panel-" + name, "aria-labelledby": "tab-" + name, tabindex: "-1" }, ...panes[name][1]())),
     );
     choose(tab, false);
   }
@@ -475,7 +487,7 @@
     const used = new Set(drawing.rows.flatMap((it) => it.bars.map((bar) => bar.phase)));
     const names = ["queue", "dns", "connect", "greeting", "tls", "auth", "envelope", "transfer", "accept", "event", "whole"].filter((name) => used.has(name));
     const sample = (name) => (name === "queue" ? s("line", { class: "queue", x1: 1, x2: 21, y1: 6, y2: 6 }) : s("rect", { class: name === "whole" ? "whole" : "p-" + name, x: 1, y: 1, width: 20, height: 10, rx: 2 }));
-    const words = { whole: "MAIL (RETR, FETCH) to the last reply; dashed: not seen, claimed", queue: "waiting in a queue or mailbox", dns: "DNS lookups", event: "mailbox event", envelope: "envelope: MAIL, RCPT, DATA", transfer: "transfer of the message", accept: "accept: until the last reply" };
+    const words = { whole: "MAIL (RETR, FETCH) to the last reply; dashed: unreadable session, or claimed only", queue: "waiting in a queue or mailbox", dns: "DNS lookups", event: "mailbox event", envelope: "envelope: MAIL, RCPT, DATA", transfer: "transfer of the message", accept: "accept: until the last reply" };
     return h("ul", { class: "legend" }, ...names.map((name) => h("li", {}, s("svg", { class: "mh", width: 22, height: 12, "aria-hidden": "true" }, sample(name)), words[name] || name)));
   }
 
