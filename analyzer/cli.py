@@ -534,6 +534,8 @@ def _story() -> Iterator["Path"]:
             yield path
         return
     path = Path(__file__).resolve().parent.parent / "captures" / STORY
+    if path.is_relative_to(Path.cwd()):  # shown in the page: as short as it can be typed
+        path = path.relative_to(Path.cwd())
     if not path.is_file():
         raise MailhopError(f"the demo capture {STORY} is not installed", "reinstall mailhop, or analyze a capture of your own")
     yield path

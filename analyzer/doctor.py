@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from analyzer.views.text import Look, Page, Span
 
-LIBRARIES = ("numpy", "pandas", "scapy", "dpkt", "dnspython", "click", "rich", "cryptography", "lz4")
+LIBRARIES = ("numpy", "pandas", "scapy", "dnspython", "click", "rich", "cryptography", "lz4")
 OPTIONAL = {"pyarrow": "Parquet files: pip install 'mailhop[parquet]'"}
 TOOLS = {
     "dumpcap": "captures without losing packets and without root: apt install wireshark-common, brew install wireshark",

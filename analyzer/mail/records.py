@@ -79,6 +79,7 @@ class Hop(NamedTuple):
     first_frame: Annotated[int | None, "first frame within the source"]
     last_frame: Annotated[int | None, "last frame within the source"]
     wireshark: Annotated[str | None, "display filter that shows it"]
+    mail_parameters: Annotated[str | None, "parameters of MAIL: SIZE, BODY, SMTPUTF8, RET, ENVID, REQUIRETLS, ..."] = None
 
 
 class RecipientRow(NamedTuple):
@@ -91,6 +92,7 @@ class RecipientRow(NamedTuple):
     code: Annotated[int | None, "reply code"]
     enhanced_code: Annotated[str | None, "enhanced status code"]
     reply_text: Annotated[str | None, "text of the reply"]
+    parameters: Annotated[str | None, "parameters of RCPT: NOTIFY, ORCPT, RRVS, ..."] = None
 
 
 class Delivery(NamedTuple):

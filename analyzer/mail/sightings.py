@@ -72,6 +72,7 @@ class Sighting:
         "kind",
         "last_frame",
         "mail_from",
+        "mail_parameters",
         "mailbox",
         "message_id",
         "missing_bytes",
@@ -116,6 +117,7 @@ class Sighting:
     first_frame: int | None
     last_frame: int | None
     mail_from: str | None
+    mail_parameters: str | None
     size_stated: int | None
     """SIZE= of MAIL (RFC 1870)."""
     envelope_id: str | None
@@ -198,7 +200,7 @@ class Digester:
         s.ts_rcpt_done = event.ts_rcpt_done
         s.ts = next((t for t in (s.ts_start, s.ts_data, s.ts_eom, s.ts_end) if t is not None), session.connection.ts)
         s.first_frame, s.last_frame = event.first_frame, event.last_frame
-        s.mail_from = event.mail_from
+        s.mail_from, s.mail_parameters = event.mail_from, event.mail_parameters
         s.size_stated = s.envelope_id = None
         s.wants_utf8 = False
         if event.mail_parameters:

@@ -76,6 +76,7 @@ def hop_row(leg: Leg, trace: Trace, lookups: Lookups) -> Hop:
         s.first_frame,
         s.last_frame,
         filter_,
+        s.mail_parameters,
     )
 
 
@@ -188,7 +189,7 @@ def recipient_rows(leg: Leg, trace: Trace) -> Iterator[RecipientRow]:
             outcome = s.outcome  # what the end of the data decided holds for all
             if s.outcome in ("rejected", "deferred"):
                 said = (s.code, s.enhanced_code, s.reply_text)
-        yield RecipientRow(trace.id, leg.number, r.address, outcome, *said)
+        yield RecipientRow(trace.id, leg.number, r.address, outcome, *said, r.parameters)
 
 
 def message_row(trace: Trace) -> Message:

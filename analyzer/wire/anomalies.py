@@ -50,5 +50,5 @@ NAMES: dict[str, str] = {
     "connect_silent": "Connections to mail ports that were opened and closed without a word, counted.",
     "connections_dropped": "Connections closed early because more were open than the stated limit, counted.",
     "capture_drops": "Packets that the kernel or the capturing program had no room for; they were never seen.",
-    "analysis_shed": "Packets came faster than they could be analyzed live: they are in the capture file (-w), not in the tables.",
+    "analysis_shed": "Packets came faster than live analysis could take: they are in the capture file (-w), not in the tables.",
 }

@@ -499,6 +499,8 @@ class Flow:
             h.soft, h.wait, h.acked = False, None, 0
             h.settle()
         if h.fin >= 0 and end > h.fin and start >= h.fin - self.limits.window_bytes:
+            if wire == 1 and start == h.fin:
+                return  # keep-alive
             self.odd("data_past_fin", "data after the end that FIN announced; ignored", c.ts[k], c.frame[k])
             if start >= h.fin:
                 return
@@ -704,10 +706,11 @@ class Flow:
         data = known[: low - at] + octets[low - start : high - start] + known[high - at :]
         old = c.kept(entry, entry) if type(entry) is int else entry
         if len(data) == high - low:
-            old = old._replace(ts=c.ts[k], frame=c.frame[k], ttl=c.kind[k] & 255)
-        if h.odd_ttls:
-            h.odd_ttls = [odd for odd in h.odd_ttls if odd[1] <= low or high <= odd[0]]
-        h.rows[i] = old._replace(data=data, raw=None)
+            old = old._replace(ts=c.ts[k], frame=c.frame[k], ttl=c.kind[k] & 255, raw=None)
+        odd, h.odd_ttls = h.odd_ttls or [], []
+        for begin, end, ttl in odd:
+            h.odd_ttls += [(x, y, ttl) for x, y in ((begin, min(end, low)), (max(begin, high), end)) if x < y]
+        h.rows[i] = old._replace(data=data)  # `raw` stays: where the rest of the octets is from
         h.mixed = True
 
     def _conflict(self, h: Half, place: int, first: int, ttl: int, ts: int, frame: int, why: str = "") -> None:

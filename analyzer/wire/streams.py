@@ -547,6 +547,8 @@ class Streams:
     def _late(self, slot: int, c: Columns, k: int, end: int) -> None:
         """Payload on a connection that is over: a late copy, or octets from beyond its end."""
         conn, told = self._ended[slot]
+        if c.wire[k] == 1 and c.seq[k] == end:
+            return  # keep-alive
         if 0 < (c.seq[k] + c.wire[k] - end) & 0xFFFFFFFF < 1 << 31:
             self._ended[slot] = (conn, told + 1)
             if told < self._limits.connection_anomalies:

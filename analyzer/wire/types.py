@@ -143,10 +143,11 @@ class Chunk(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What one batch brought for one connection.
+    """What one batch brought for one connection (a big batch may bring several, in order).
 
-    Each direction's chunks are in stream order.  Across the directions the order is by first segment, but a
-    chunk is one batch's whole run: which octet came before which is told by `ts`, `frames` and `acks` only.
+    Octets are handed up once they are acknowledged, when acknowledgements are to be seen at all.  Each direction's
+    chunks are in stream order.  Across the directions the order is by first segment, but a chunk is one
+    batch's whole run: which octet came before which is told by `ts`, `frames` and `acks` only.
     """
 
     connection: Connection

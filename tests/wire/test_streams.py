@@ -124,6 +124,14 @@ def test_a_copy_that_cannot_have_been_received_gives_way(how: dict[str, int]) ->
     assert played.names == {"conflicting_data"}
 
 
+def test_a_wrong_segment_over_several_right_ones_gives_way_to_each() -> None:
+    talk = Talk(mss=10).open().c(b"EHLO mail\r\n").s(b"250\r\n").c(b"MAIL FROM:<a@b.example>\r\n")
+    lie = talk.segments[5].but(data=b"X" * 25, spoilt=True)
+    played = play([*talk.segments[:5], lie, *talk.segments[5:]])
+    assert played.one.data(0) == said(talk, 0)
+    assert played.names == {"conflicting_data"}
+
+
 def test_wrong_checksums_all_over_mean_nothing() -> None:
     talk = Talk().open().c(b"EHLO c\r\n")
     first = talk.segments[3].but(spoilt=True)
@@ -145,6 +153,12 @@ def test_keep_alives_are_no_data() -> None:
     played = play([*talk.segments, alive, alive.but(data=b"")])
     assert played.one.data(0) == b"NOOP\r\n"
     assert played.anomalies == []
+    talk.close()
+    after = [alive.but(seq=alive.seq + 1)] * 2
+    for place in (-2, len(talk.segments)):
+        played = play(talk.segments[:place] + after + talk.segments[place:])
+        assert played.one.data(0) == b"NOOP\r\n"
+        assert played.anomalies == []
 
 
 def test_zero_window_probe_octets_come_again_with_the_rest() -> None:
