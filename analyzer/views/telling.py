@@ -174,22 +174,27 @@ class _Telling:
 
     def hops(self) -> None:
         self.heading("Hops")
-        lookups, steps, recipients = defaultdict(list), defaultdict(list), defaultdict(list)
+        lookups, steps, recipients, tried = defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list)
         for row in self.trace.dns:
             lookups[row.hop].append(row)
         for step in self.trace.timeline:
             if step.event in MAILBOX:
                 steps[step.hop].append(step)
+            elif step.event == "connect" and step.session_id is None:
+                tried[step.hop].append(step)
         for recipient in self.trace.recipients:
             recipients[recipient.hop].append(recipient)
         for hop in self.trace.hops:
             before = [row for row in lookups[hop.hop] if hop.ts_start is None or (row.ts or 0) < hop.ts_start]
             self.waited(hop)
             self.lookups(before)
+            self.failed(tried.pop(hop.hop, []))
             self.hop(hop, recipients[hop.hop])
             self.lookups([row for row in lookups[hop.hop] if row not in before])
             self.mailbox(steps.pop(hop.hop, []))
         self.lookups(lookups[None])
+        for left in tried.values():
+            self.failed(left)
         for left in steps.values():
             self.mailbox(left)
 
@@ -292,6 +297,14 @@ class _Telling:
             self.row(question.ts, question.seconds, what)
         if len(questions) > LINES:
             self.row(None, None, [Span(f"{len(questions) - LINES:,} more lookups", "dim")])
+
+    def failed(self, steps: list[Step]) -> None:
+        """Connections that came to nothing: servers tried before the one that took the message."""
+        for step in steps[:LINES]:
+            who, whom = (self.known.get(ip or "") or self.look.safe(ip or "") for ip in (step.actor_ip, step.peer_ip))
+            self.row(step.ts, None, [Span("tried", "warn"), f"{who} {self.look.arrow} {whom}", self.look.short(step.detail, 80)])
+        if len(steps) > LINES:
+            self.row(None, None, [Span(f"{len(steps) - LINES:,} more tries", "dim")])
 
     def mailbox(self, steps: list[Step]) -> None:
         for step in steps[:LINES]:

@@ -7,6 +7,7 @@ import pytest
 import synthetic
 
 from analyzer.errors import MessageNotFound
+from analyzer.mail.records import Step
 from analyzer.tables import TABLES, Tables
 from analyzer.views.text import Look, cells, plain
 from analyzer.views.trace import Trace, find, gather, select, wireshark
@@ -58,6 +59,17 @@ def test_a_refused_try_that_was_made_good_is_no_way_of_its_own():
         "  host laptop ── SMTP ─▶ host msa ── SMTP ─▶ host mx",
         "  host laptop ── SMTP ─▶ host msa ── SMTP ─✗ 550 host mx2",
     ]
+
+
+def test_a_server_that_refused_the_connection_is_told_before_the_one_that_took_the_message():
+    ends = {"client_ip": "192.0.2.25", "server_ip": "203.0.113.8"}
+    hop = synthetic.hop(2, client_name="msa", server_name="mx2", rcpt_to=["bob@example.net"], **ends)
+    values = {"trace_id": hop.trace_id, "seq": 1, "ts": hop.ts_start, "hop": 2, "event": "connect", "basis": "observed"}
+    refused = synthetic.row(Step, **values, actor_ip=hop.client_ip, peer_ip="203.0.113.9", detail="to port 25: refused")
+    lines = str(Trace(synthetic.message(), hops=[hop], timeline=[refused])).splitlines()
+    told = next(i for i, line in enumerate(lines) if "tried" in line)
+    assert lines[told].endswith("tried msa → 203.0.113.9 to port 25: refused")
+    assert told < next(i for i, line in enumerate(lines) if line.startswith("   2 "))
 
 
 def test_the_hops_tell_times_replies_lookups_and_the_mailbox(trace):
