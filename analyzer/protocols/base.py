@@ -90,6 +90,7 @@ class SessionRow(NamedTuple):
     first_frame: Annotated[int | None, "first frame within the source"]
     last_frame: Annotated[int | None, "last frame within the source"]
     wireshark: Annotated[str, "display filter that shows it"]
+    stated_client_ip: Annotated[str | None, "the real client by XCLIENT, XFORWARD or PROXY, when the client is a proxy"] = None
 
 
 @dataclass(slots=True, eq=False)
@@ -340,6 +341,7 @@ def session_row(info: SessionInfo, client_is_orig: bool) -> SessionRow:
         first_frame=conn.first_frame,
         last_frame=conn.last_frame,
         wireshark=f"tcp.stream == {conn.tcp_stream}",
+        stated_client_ip=info.stated_client_ip,
     )
 
 
