@@ -461,6 +461,9 @@ class Flow:
             o.una = 0
             return 0
         a = o.offset(ack)
+        if a == o.next:
+            o.una = a
+            return a
         if h.base >= 0 and abs(h.offset(c.seq[k]) - h.next) > self.limits.window_bytes:
             return -1
         o.una = o.next if o.una < 0 else max(o.una, min(a, o.next))
@@ -873,7 +876,8 @@ class Flow:
     def _reset(self, c: Columns, k: int, h: Half, o: Half) -> None:
         """RST (RFC 9293 3.10.7.4, RFC 5961 3)."""
         if not self._reset_fits(c, k, h, o):
-            note = f", TTL {c.kind[k] & 255} where its sender has {h.ttl}" if h.ttl not in (-1, c.kind[k] & 255) else ""
+            ttl, spoke = c.kind[k] & 255, self.taken()[c.side[k]]
+            note = f", TTL {ttl} where its sender has {h.ttl}" if spoke and h.ttl != ttl else ""
             self.odd("forged_reset", f"RST with a sequence number out of window{note}; ignored", c.ts[k], c.frame[k])
             return
         if self.ending is not None:

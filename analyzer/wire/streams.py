@@ -9,6 +9,7 @@ so that the result does not depend on them.
 import ipaddress
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
 """(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
 
 _Kinds = tuple[int, int, int, int]
+_KINDS = ("vlan0", "vlan1", "ttl0", "ttl1")
 """VLAN of both directions' first packets, TTL of their first payloads."""
 _CHECK = 16 << 20
 _ROW_COST = 256
@@ -79,6 +81,9 @@ class Streams:
         self._moved: set[int] = set()
         """Slots that have changed their VLAN in the batch at hand."""
         self._source = ""
+        self._batch: _Batch | None = None
+        self._home = -1
+        """Slot by whose conversations all are counted that have its ends, -1: each by its own."""
         self._listed = 0
         self._found: list[Attempt] = []
         self._tally: dict[tuple[str, str], tuple[int, tuple[int, int]]] = {}
@@ -131,6 +136,7 @@ class Streams:
     # -- columns
 
     def _slice(self, p: Packets, rows: I64) -> None:
+        """Deal with some rows: by flow; those of flows that share their ends with another VLAN's, by VLAN too."""
         self._numbers.clear()
         self._source = p.source
         self._process(p, rows, -1)
@@ -140,9 +146,13 @@ class Streams:
         self._now = max(self._now, int(p.ts[rows].max()))
 
     def _process(self, p: Packets, rows: I64, home: int) -> None:
-        """Group rows by flow and deal with each group; `home`: rows of that slot's ends, already numbered."""
+        """Group rows by flow and deal with each group; `home`: all have that slot's ends, and are told apart by VLAN."""
         flows, limits = self._flows, self._limits
         ends, side = _ends(p, rows)
+        self._home = home
+        if home >= 0:
+            vlan = p.vlan[rows].astype(np.int32)
+            ends.lane[:] = np.where((vlan != 0) & (vlan != flows.vlan[home]), vlan + 1, 0)
         order, begins, slots = self._group(p, rows, ends)
         first = order[begins]
         flags, ts = p.flags[rows][order], p.ts[rows][order]
@@ -151,69 +161,79 @@ class Streams:
         step = np.diff(ts, prepend=ts[:1])
         step[begins] = 0
         jump = step > limits.connection_idle
+        if home < 0:
+            events = self._new_numbers(p.source, slots, rows[first])
+        else:
+            events = []
+            away = slots != home
+            flows.source[slots[away]] = self._sources[p.source][0]
+            flows.stream[slots[away]] = [self._stream(home, row) for row in rows[first][away].tolist()]
         state, last = flows.state[slots], flows.ts_last[slots]
         quiet = np.bitwise_or.reduceat(flags & np.uint8(SYN), begins) == 0
         latest = np.maximum.reduceat(ts, begins)
         still = (ts[begins] - last <= limits.connection_idle) & ~np.logical_or.reduceat(jump, begins)
-        ignored = quiet & still & (state == IGNORED)
-        drop = ignored | quiet & (state == CLOSED) & (latest - last <= limits.closed_linger) & ~flows.wanted[slots]
+        shared = flows.shared[slots] if home < 0 else np.zeros(len(slots), np.bool_)
+        idle = quiet & ~shared & ((flows.based[slots] == 3) | (home >= 0))
+        ignored = idle & still & (state == IGNORED)
+        over = idle & (state == CLOSED) & (latest - last <= limits.closed_linger) & ~flows.wanted[slots]
         flows.ts_last[slots[ignored]] = np.maximum(latest, last)[ignored]
-        events = self._new_numbers(p.source, slots, rows[first], home)
-        if drop.any():
-            stay = ~drop
-            kept = stay[group]
-            order, jump, flags, ts = order[kept], jump[kept], flags[kept], ts[kept]
-            slots, counts, first = slots[stay], counts[stay], first[stay]
-            begins = np.cumsum(counts) - counts
-            group = np.repeat(np.arange(len(begins)), counts)
-        if len(begins):
-            batch = _Batch(p, rows[order], side[order], flags, ts, jump, begins, counts, group, slots)
-            if home < 0:
-                events += self._more_numbers(batch)
-            self._number(p.source, events)
+
+        def of(groups: NDArray[np.bool_]) -> _Batch:
+            kept = groups[group]
+            fewer = counts[groups]
+            begin, number = np.cumsum(fewer) - fewer, np.repeat(np.arange(len(fewer)), fewer)
+            at = order[kept]
+            return _Batch(p, rows[at], side[at], flags[kept], ts[kept], jump[kept], begin, fewer, number, slots[groups])
+
+        stay = ~(ignored | over)
+        unset = ~stay & ((flows.ttl0[slots] < 0) | (flows.ttl1[slots] < 0) | (flows.vlan0[slots] < 0) | (flows.vlan1[slots] < 0))
+        if unset.any():
+            self._kinds(of(unset))
+        if home < 0 and stay.any():
+            batch = of(stay)
+            events += self._more_numbers(batch)
+        self._number(p.source, events)
+        for g in np.flatnonzero(shared).tolist():
+            self._apart.append((int(slots[g]), rows[order[group == g]].tolist()))
+        if home >= 0 or shared.any():
+            stay &= ~shared
+            if stay.any():
+                batch = of(stay)
+        if stay.any():
             self._kinds(batch)
             todo = self._half_open(batch, p)
-            self._hand_over(p, batch, todo[np.argsort(first[todo], kind="stable")])
-        else:
-            self._number(p.source, events)
+            self._hand_over(p, batch, todo[np.argsort(first[stay][todo], kind="stable")])
 
     def _group(self, p: Packets, rows: I64, ends: Ends) -> tuple[I64, I64, I64]:
         """Rows in order of their flow, where each flow's begin, and the flows' slots."""
         flows = self._flows
-        laned = False
         while True:
             keys = flows.hash(ends)
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
             begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
             counts = np.diff(begins, append=len(order))
-            sorted_ends = ends.pick(order)
-            groups = sorted_ends.pick(begins)
+            by_flow = ends.pick(order)
+            groups = by_flow.pick(begins)
             slots = flows.find(keys[begins])
             known = slots >= 0
-            if not sorted_ends.same(groups.pick(np.repeat(np.arange(len(begins)), counts))) or not flows.ends(slots[known]).same(
-                groups.pick(known)
-            ):
-                flows.rekey()
-                continue
-            if not laned and flows.shared[slots[known]].any():
-                shared = np.repeat(known & flows.shared[slots], counts)
-                vlan = p.vlan[rows[order]].astype(np.int32)
-                home = np.repeat(np.where(known, flows.vlan[slots], 0), counts)
-                lane = np.where(shared & (vlan != 0) & (vlan != home), vlan + 1, 0)
-                ends.lane[order] = lane
-                laned = True
-                continue
-            new = np.flatnonzero(~known)
-            if len(new):
-                new = new[np.argsort(order[begins][new], kind="stable")]
-                slots[new] = flows.add(keys[begins][new], groups.pick(new))
-                flows.vlan[slots[new]] = p.vlan[rows[order[begins[new]]]]
-            return order, begins, slots
+            alike = by_flow.same(groups.pick(np.repeat(np.arange(len(begins)), counts)))
+            if alike and flows.ends(slots[known]).same(groups.pick(known)):
+                break
+            flows.rekey()
+        new = np.flatnonzero(~known)
+        if len(new):
+            new = new[np.argsort(order[begins][new], kind="stable")]
+            slots[new] = flows.add(keys[begins][new], groups.pick(new))
+            at = rows[order[begins[new]]]
+            flows.vlan[slots[new]], flows.ts_last[slots[new]] = p.vlan[at], p.ts[at]
+        return order, begins, slots
 
     def _kinds(self, b: "_Batch") -> None:
         """VLAN and TTL: what differs from a direction's first needs care."""
         flows, n = self._flows, len(b)
+        self._batch = b
+        b.before = [getattr(flows, name)[b.slots] for name in _KINDS]
         places = np.arange(n)
         said = b.length > 0
         said0 = np.minimum.reduceat(np.where(said & (b.side == 0), places, n), b.begins)
@@ -235,7 +255,7 @@ class Streams:
 
     # -- numbers as Wireshark's tcp.stream
 
-    def _new_numbers(self, source: str, slots: I64, rows: I64, home: int) -> list[tuple[int, int]]:
+    def _new_numbers(self, source: str, slots: I64, rows: I64) -> list[tuple[int, int]]:
         """(row, slot) of flows that have not been seen in this source."""
         if source not in self._sources:
             self._sources[source] = [len(self._names), 0]
@@ -244,9 +264,6 @@ class Streams:
         new = flows.source[slots] != ident
         flows.source[slots[new]] = ident
         flows.based[slots[new]] = 0
-        if home >= 0:
-            flows.stream[slots[new]] = [self._stream(home, row) for row in rows[new].tolist()]
-            return []
         return list(zip(rows[new].tolist(), slots[new].tolist(), strict=True))
 
     def _more_numbers(self, b: "_Batch") -> list[tuple[int, int]]:
@@ -304,6 +321,7 @@ class Streams:
 
     def _stream(self, slot: int, row: int) -> int:
         """Number of the conversation that a row is of."""
+        slot = slot if self._home < 0 else self._home
         numbers = self._numbers.get(slot)
         if numbers is None:
             return int(self._flows.stream[slot])
@@ -315,7 +333,7 @@ class Streams:
         """Deal with groups that are nothing but one SYN and its copies; the groups left."""
         flows, n = self._flows, len(b)
         every = np.arange(len(b.begins))
-        rows = ((b.flags & np.uint8(SYN | ACK | RST | FIN)) == SYN) & (b.wire == 0) & ~b.other_vlan
+        rows = ((b.flags & np.uint8(SYN | ACK | RST | FIN)) == SYN) & (b.wire == 0) & ~b.other_vlan & ~b.jump
         pure = np.logical_and.reduceat(rows, b.begins) & ((b.first0 == n) | (b.first1 == n))
         if not pure.any():
             return every
@@ -324,6 +342,7 @@ class Streams:
         latest = np.maximum.reduceat(ts, b.begins)
         side, state = b.side[b.begins], flows.state[b.slots]
         isn = np.where(side == 0, flows.isn0[b.slots], flows.isn1[b.slots])
+        pure &= (state != HALF) | (ts[b.begins] - flows.ts_last[b.slots] <= self._limits.connection_idle)
         again = pure & (state == HALF) & (flows.side[b.slots] == side) & (isn == seq[b.begins])
         slots = b.slots[again]
         flows.syns[slots] += b.counts[again].astype(np.int32)
@@ -400,7 +419,7 @@ class Streams:
         names = ("state", "ts_last", "ports", "a_hi", "a_lo", "b_hi", "b_lo")
         known = zip(*(getattr(flows, name)[slots].tolist() for name in names), strict=True)
         self._known = dict(zip(slots.tolist(), known, strict=True))
-        kinds = zip(*(getattr(flows, name)[slots].tolist() for name in ("vlan0", "vlan1", "ttl0", "ttl1")), strict=True)
+        kinds = zip(*(getattr(flows, name)[slots].tolist() for name in _KINDS), strict=True)
         for slot, i, n, kind, g in zip(slots.tolist(), begins, counts, kinds, todo.tolist(), strict=True):
             if n <= _BIG:
                 self._rows(slot, c, i, i + n, kind)
@@ -446,7 +465,7 @@ class Streams:
             elif flow.split:
                 flow.split = False
                 if c.kind[i] >> 8 not in (0, int(self._flows.vlan[slot])):
-                    self._flows.shared[slot] = True
+                    self._unmix(slot, int(c.row[i]))
                     self._rest(flow)
                     self._apart.append((slot, c.row[i:j].tolist()))
                     return False
@@ -456,6 +475,21 @@ class Streams:
         if flow is not None:
             self._rest(flow)
         return True
+
+    def _unmix(self, slot: int, row: int) -> None:
+        """From a row on the flow's rows are told apart by VLAN: what they have said of its own kind is taken back."""
+        flows, b = self._flows, self._batch
+        assert b is not None
+        flows.shared[slot] = True
+        g = int(np.flatnonzero(b.slots == slot)[0])
+        begin, end = int(b.begins[g]), int(b.begins[g] + b.counts[g])
+        own = slice(begin, begin + int(np.searchsorted(b.row[begin:end], row)))
+        side, said = b.side[own], b.length[own] > 0
+        values = (b.kind[own] >> 8, b.kind[own] >> 8, b.kind[own] & 255, b.kind[own] & 255)
+        theirs = (side == 0, side == 1, said & (side == 0), said & (side == 1))
+        for name, before, value, mine in zip(_KINDS, b.before, values, theirs, strict=True):
+            old = int(before[g])
+            getattr(flows, name)[slot] = old if old >= 0 or not mine.any() else value[mine][0]
 
     def _rest(self, flow: Flow) -> None:
         """A connection's rows of the batch are taken."""
@@ -580,6 +614,7 @@ class Streams:
         flow.ts_before = flow.ts_last = int(flows.ts_last[slot])
         flow.half[side].begin(int(flows.isn1[slot] if side else flows.isn0[slot]) + 1, soft=False)
         self._begun.add(slot)
+        self._ended.pop(slot, None)
         flows.live[slot] = flow
 
     def _begin(self, slot: int, c: Columns, k: int, stream: int) -> Flow:
@@ -824,13 +859,15 @@ class _Batch:
         group: I64,
         slots: I64,
     ) -> None:
-        self.row, self.side, self.flags, self.ts = row, side, flags, ts
+        self.row, self.side, self.flags, self.ts, self.jump = row, side, flags, ts, jump
         self.begins, self.counts, self.group, self.slots = begins, counts, group, slots
         self.seq, self.ack = p.seq[row], p.ack[row]
         self.length, self.wire = p.length[row], p.wire_length[row]
         self.kind = p.vlan[row].astype(np.int32) << 8 | p.ttl[row]
         self.odd = (flags & np.uint8(SYN | FIN | RST | URG) != 0) | (flags & np.uint8(ACK) == 0)
         self.odd |= (self.wire != self.length) | jump
+        self.before: list[NDArray[Any]] = []
+        """VLANs and TTLs of the flows before these rows."""
         self.other_vlan = np.zeros(len(row), np.bool_)
         places, n = np.arange(len(row)), len(row)
         self.first0 = np.minimum.reduceat(np.where(side == 0, places, n), begins)
