@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -95,16 +96,30 @@ def network_down() -> None:
 
 # -- the servers ---------------------------------------------------------------------------------------------
 
+SPF = "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:private/policyd-spf\n"
+
 
 class Servers:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+        """Host and program -> its process."""
         self.postfixes: list[tuple[str, Path]] = []
 
     def start(self, host: str, *argv: str) -> None:
         log = (self.root / f"{host}.out").open("ab")
-        self.running.append(subprocess.Popen(inside(host, *argv), stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+        self.running[host, argv[0]] = subprocess.Popen(inside(host, *argv), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def pause(self, host: str, program: str) -> list[str]:
+        """End a program; what `resume` needs to start it again."""
+        process = self.running.pop((host, program))
+        process.terminate()
+        process.wait(10)
+        return list(process.args)  # type: ignore[arg-type]
+
+    def resume(self, host: str, argv: list[str]) -> None:
+        """Start a paused program again."""
+        self.start(host, *argv[len(inside(host)) :])
 
     def dns(self) -> None:
         home = self.folder("named")
@@ -175,12 +190,13 @@ class Servers:
     def stop(self) -> None:
         for host, etc in self.postfixes:
             subprocess.run(inside(host, "postfix", "-c", str(etc), "stop"), capture_output=True, check=False)
-        for process in reversed(self.running):
+        for process in reversed(self.running.values()):
             process.terminate()
             process.wait(10)
 
 
-def servers_up(servers: Servers) -> None:
+def servers_up(servers: Servers, mx: str = SPF, queue: str = "") -> None:
+    """`mx`: what the MX checks of recipients; `queue`: settings of both Postfix queues."""
     servers.dns()
     servers.dovecot(
         "msa",
@@ -190,7 +206,7 @@ def servers_up(servers: Servers) -> None:
     )
     servers.postfix(
         "msa",
-        "smtpd_relay_restrictions = permit_sasl_authenticated, reject\n",
+        "smtpd_relay_restrictions = permit_sasl_authenticated, reject\nsmtp_connect_timeout = 4s\n" + queue,
         "submission inet n - n - - smtpd\n  -o syslog_name=postfix/submission\n  -o smtpd_sasl_auth_enable=yes\n"
         f"  -o smtpd_sasl_type=dovecot\n  -o smtpd_sasl_path={servers.root}/sasl\n  -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n",
     )
@@ -203,8 +219,7 @@ def servers_up(servers: Servers) -> None:
     servers.postfix(
         "mx",
         "virtual_mailbox_domains = sample.com\nvirtual_transport = lmtp:inet:store.sample.com:24\nlocal_recipient_maps =\n"
-        "virtual_mailbox_maps = inline:{hanako@sample.com=x}\nenable_long_queue_ids = yes\n"
-        "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:private/policyd-spf\n",
+        f"virtual_mailbox_maps = inline:{{hanako@sample.com=x}}\nenable_long_queue_ids = yes\n{mx}{queue}",
         "smtp inet n - n - - smtpd\npolicyd-spf unix - n n - 0 spawn\n  user=nobody argv=/usr/bin/policyd-spf\n",
     )
     time.sleep(4)
@@ -213,17 +228,18 @@ def servers_up(servers: Servers) -> None:
 # -- the people (each runs on its own host) -------------------------------------------------------------------
 
 
-def taro_sends(n: str) -> None:
-    subject, body = WORDS[int(n)]
+def text(subject: str, body: str, message_id: str, to: str = "Hanako Sato <hanako@sample.com>") -> bytes:
     date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
-    text = (
-        f"From: Taro Yamada <taro@example.org>\r\nTo: Hanako Sato <hanako@sample.com>\r\nSubject: {subject}\r\n"
-        f"Date: {date}\r\nMessage-ID: <story-{n}@example.org>\r\nMIME-Version: 1.0\r\n"
-        f"Content-Type: text/plain; charset=utf-8\r\n\r\n{body}"
-    )
+    return (
+        f"From: Taro Yamada <taro@example.org>\r\nTo: {to}\r\nSubject: {subject}\r\nDate: {date}\r\nMessage-ID: {message_id}\r\n"
+        f"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{body}"
+    ).encode()
+
+
+def taro_sends(n: str) -> None:
     with smtplib.SMTP("smtp.example.org", 587, local_hostname="pc-taro.example.org") as server:
         server.login("taro@example.org", PASSWORDS["taro@example.org"])
-        server.sendmail("taro@example.org", ["hanako@sample.com"], text.encode())
+        server.sendmail("taro@example.org", ["hanako@sample.com"], text(*WORDS[int(n)], f"<story-{n}@example.org>"))
 
 
 def hanako_pops() -> None:
@@ -282,7 +298,8 @@ PEOPLE = {f.__name__: f for f in (taro_sends, hanako_pops, pc_waits, phone_reads
 
 
 def person(host: str, what: str, *words: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(inside(host, sys.executable, __file__, "--person", what, *words))
+    """Run one of the running script's PEOPLE on a host."""
+    return subprocess.Popen(inside(host, sys.executable, sys.argv[0], "--person", what, *words))
 
 
 def wait_for(log: Path, pattern: str, count: int = 1) -> None:
@@ -293,7 +310,7 @@ def wait_for(log: Path, pattern: str, count: int = 1) -> None:
     raise SystemExit(f"{log.name} never said {pattern!r}")
 
 
-def story(root: Path) -> None:
+def story(root: Path, servers: Servers) -> None:
     delivered = r"status=sent \(250 2\.0\.0 <hanako@sample\.com>"
     assert person("pc-taro", "taro_sends", "1").wait() == 0
     wait_for(root / "mx.log", delivered)
@@ -355,34 +372,41 @@ def truth(root: Path) -> dict[str, object]:
     return {"made_by": "captures/make_story.py", "hosts": HOSTS, "messages": messages}
 
 
-def main() -> None:
+def make(
+    name: str,
+    people: Mapping[str, Callable[..., None]],
+    servers_up: Callable[[Servers], None],
+    play: Callable[[Path, Servers], None],
+    truth: Callable[[Path], dict[str, object]],
+) -> None:
+    """Bring the network and its servers up, capture the bridge while the play goes on, write NAME.pcapng and NAME.truth.json."""
     if sys.argv[1:2] == ["--person"]:
-        PEOPLE[sys.argv[2]](*sys.argv[3:])
+        people[sys.argv[2]](*sys.argv[3:])
         return
-    with tempfile.TemporaryDirectory(prefix="mailhop-story-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mailhop-captures-") as folder:
         root = Path(folder)
         root.chmod(0o777)
         servers = Servers(root)
         network_up()
         try:
             servers_up(servers)
-            capture = root / "story.pcapng"
+            capture = root / "whole.pcapng"
             sniffer = subprocess.Popen(
                 inside("wire", "dumpcap", "-q", "-i", "br0", "-f", "not arp and not ip6", "-w", str(capture))
             )
             time.sleep(2)
-            story(root)
+            play(root, servers)
             time.sleep(2)
             sniffer.terminate()
             sniffer.wait()
-            (HERE / "story.truth.json").write_text(json.dumps(truth(root), indent=1) + "\n")
+            (HERE / f"{name}.truth.json").write_text(json.dumps(truth(root), indent=1) + "\n")
             sh("editcap", "--discard-capture-comment", "-F", "nsecpcap", str(capture), str(root / "plain.pcap"))
-            sh("editcap", "-F", "pcapng", str(root / "plain.pcap"), str(HERE / "story.pcapng"))  # without this machine's name
-            (HERE / "story.pcapng").chmod(0o644)
+            sh("editcap", "-F", "pcapng", str(root / "plain.pcap"), str(HERE / f"{name}.pcapng"))  # without this machine's name
+            (HERE / f"{name}.pcapng").chmod(0o644)
         finally:
             servers.stop()
             network_down()
 
 
 if __name__ == "__main__":
-    main()
+    make("story", PEOPLE, servers_up, story, truth)

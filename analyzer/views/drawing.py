@@ -77,7 +77,7 @@ class Bar(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the waterfall.  `kind`: `hop dns mailbox`."""
+    """A line of the waterfall.  `kind`: `hop dns tried mailbox`."""
 
     kind: str
     hop: int | None
@@ -225,10 +225,12 @@ def _rows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Row]:
     for hop in trace.hops:
         yield _hop(trace, hop, moments[hop.hop], origin, lanes)
         yield from _lookups(lookups[hop.hop], hop.hop, origin, lanes)
+        yield from _tried([step for step in trace.failed() if step.hop == hop.hop], hop.hop, origin, lanes)
         yield from _mailbox(mailbox.pop(hop.hop, []), hop.hop, origin)
     numbers = {hop.hop for hop in trace.hops}
     for number in lookups.keys() - numbers:
         yield from _lookups(lookups[number], None, origin, lanes)
+    yield from _tried([step for step in trace.failed() if step.hop not in numbers], None, origin, lanes)
     for number, steps in mailbox.items():
         yield from _mailbox(steps, number, origin)
 
@@ -248,6 +250,16 @@ def _lookups(rows: Sequence[Transaction], hop: int | None, origin: int, lanes: _
         if bars:
             label = f"DNS by {lanes.name(lanes.lane(client, None, None))}"
             yield Row("dns", hop, label, counted(len(mine), "lookup"), "observed", "", "", bars)
+
+
+def _tried(steps: Sequence[Step], hop: int | None, origin: int, lanes: _Lanes) -> Iterator[Row]:
+    """Connections that came to nothing, each on its line."""
+    for step in steps:
+        if step.ts is not None:
+            label = f"tried {lanes.name(lanes.lane(step.peer_ip, None, step.peer_role))}"
+            who = f"by {lanes.name(lanes.lane(step.actor_ip, None, step.actor_role))}"
+            said = _short(step.detail, NAME)
+            yield Row("tried", hop, label, who, "observed", "aborted", said, [Bar("connect", step.ts - origin, 0, said)])
 
 
 def _hop(trace: Trace, hop: Hop, moments: dict[str, int], origin: int, lanes: _Lanes) -> Row:

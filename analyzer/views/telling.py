@@ -8,7 +8,7 @@ from analyzer.mail.records import Hop, RecipientRow, Step
 from analyzer.protocols.dns import Transaction
 from analyzer.views.overview import STYLE, sender
 from analyzer.views.text import Look, Page, Span, cells, counted, date, duration, listed, octets
-from analyzer.views.trace import Trace, asked, wireshark
+from analyzer.views.trace import Question, Trace, asked, wireshark
 
 LINES = 40
 """Lines of lookups, events or recipients shown of one hop; --json has them all."""
@@ -54,8 +54,8 @@ class _Telling:
         self.look = look
         self.page = Page(look)
         self.start = trace.message.ts_first
-        self.names = {hop.hop: (self.host(hop, "client"), self.host(hop, "server")) for hop in trace.hops}
         self.known = {ip: look.short(host.names[0], 40) for host in trace.hosts if host.names for ip in host.ips}
+        self.names = {hop.hop: (self.host(hop, "client"), self.host(hop, "server")) for hop in trace.hops}
         for hop in trace.hops:
             self.known |= {hop.client_ip or "": self.names[hop.hop][0], hop.server_ip or "": self.names[hop.hop][1]}
         for part in (self.title, self.chains, self.hops, self.time, self.unseen, self.fates, self.odd, self.why, self.packets):
@@ -66,7 +66,7 @@ class _Telling:
     def host(self, hop: Hop, end: str) -> str:
         """A host by its name, or its address."""
         name, ip = (hop.client_name, hop.client_ip) if end == "client" else (hop.server_name, hop.server_ip)
-        return self.look.short(name or ip or "an unseen host", 40)
+        return self.look.short(name or self.known.get(ip or "") or ip or "an unseen host", 40)
 
     def actor(self, hop: Hop, end: str, address: bool = False) -> str:
         """A host with its role: `MX mx.b.test`."""
@@ -180,21 +180,18 @@ class _Telling:
         for step in self.trace.timeline:
             if step.event in MAILBOX:
                 steps[step.hop].append(step)
-            elif step.event == "connect" and step.session_id is None:
-                tried[step.hop].append(step)
+        for step in self.trace.failed():
+            tried[step.hop].append(step)
         for recipient in self.trace.recipients:
             recipients[recipient.hop].append(recipient)
         for hop in self.trace.hops:
             before = [row for row in lookups[hop.hop] if hop.ts_start is None or (row.ts or 0) < hop.ts_start]
             self.waited(hop)
-            self.lookups(before)
-            self.failed(tried.pop(hop.hop, []))
+            self.around(before, tried.pop(hop.hop, []))
             self.hop(hop, recipients[hop.hop])
-            self.lookups([row for row in lookups[hop.hop] if row not in before])
+            self.around([row for row in lookups[hop.hop] if row not in before], [])
             self.mailbox(steps.pop(hop.hop, []))
-        self.lookups(lookups[None])
-        for left in tried.values():
-            self.failed(left)
+        self.around(lookups[None], [step for steps in tried.values() for step in steps])
         for left in steps.values():
             self.mailbox(left)
 
@@ -281,30 +278,39 @@ class _Telling:
         more = max(len(rows), len(hop.rcpt_to or [])) - len(words)
         return [*words, f"{more:,} more"] if more > 0 else words
 
-    def lookups(self, rows: list[Transaction]) -> None:
-        look = self.look
-        questions = asked(rows)
-        for question in questions[:LINES]:
-            what: list[str | Span] = [
-                Span("dns", "dim"),
-                f"{self.known.get(question.client_ip) or look.safe(question.client_ip)} asks {question.server}:",
-                f"{', '.join(question.qtypes)} {look.short(question.qname, 50)}",
-                look.arrow,
-                Span(look.short(question.said, max(look.width - 40, 20)), "" if question.found else "warn"),
-            ]
-            if question.purpose:
-                what.append(Span(f"({question.purpose})", "dim"))
-            self.row(question.ts, question.seconds, what)
-        if len(questions) > LINES:
-            self.row(None, None, [Span(f"{len(questions) - LINES:,} more lookups", "dim")])
+    def around(self, rows: Iterable[Transaction], steps: Iterable[Step]) -> None:
+        """Lookups, and connections that came to nothing, in time order."""
+        events: list[Question | Step] = [*asked(rows), *steps]
+        events.sort(key=lambda event: event.ts or 0)
+        for event in events[:LINES]:
+            if isinstance(event, Question):
+                self.lookup(event)
+            else:
+                self.failed(event)
+        if len(events) > LINES:
+            self.row(None, None, [Span(f"{len(events) - LINES:,} more lookups and tries", "dim")])
 
-    def failed(self, steps: list[Step]) -> None:
-        """Connections that came to nothing: servers tried before the one that took the message."""
-        for step in steps[:LINES]:
-            who, whom = (self.known.get(ip or "") or self.look.safe(ip or "") for ip in (step.actor_ip, step.peer_ip))
-            self.row(step.ts, None, [Span("tried", "warn"), f"{who} {self.look.arrow} {whom}", self.look.short(step.detail, 80)])
-        if len(steps) > LINES:
-            self.row(None, None, [Span(f"{len(steps) - LINES:,} more tries", "dim")])
+    def lookup(self, question: Question) -> None:
+        look = self.look
+        what: list[str | Span] = [
+            Span("dns", "dim"),
+            f"{self.called(question.client_ip)} asks {question.server}:",
+            f"{', '.join(question.qtypes)} {look.short(question.qname, 50)}",
+            look.arrow,
+            Span(look.short(question.said, max(look.width - 40, 20)), "" if question.found else "warn"),
+        ]
+        if question.purpose:
+            what.append(Span(f"({question.purpose})", "dim"))
+        self.row(question.ts, question.seconds, what)
+
+    def failed(self, step: Step) -> None:
+        """A server tried before the one that took the message."""
+        way = f"{self.called(step.actor_ip)} {self.look.arrow} {self.called(step.peer_ip)}"
+        self.row(step.ts, None, [Span("tried", "warn"), way, self.look.short(step.detail, 80)])
+
+    def called(self, ip: str | None) -> str:
+        """What a host is called, or its address."""
+        return self.known.get(ip or "") or self.look.safe(ip)
 
     def mailbox(self, steps: list[Step]) -> None:
         for step in steps[:LINES]:
@@ -333,6 +339,9 @@ class _Telling:
         before = " before" if most.phase in ("queue_s", "dns_s") else ","
         tries = len(self.trace.tries(most.hop)) if most.phase == "queue_s" else 0
         refused = f", {counted(tries, 'refused try', 'refused tries')} included" if tries else ""
+        vain = [step for step in self.trace.failed() if step.hop == most.hop.hop] if most.phase == "queue_s" else []
+        if vain:
+            refused += f", {counted(len(vain), 'connection')} that came to nothing included"
         self.page.wrapped("  ", f"{duration(most.seconds)}{share} {where}{before} hop {most.hop.hop}{refused}.".split(" "))
         self.bars(costs, total)
 

@@ -161,7 +161,7 @@ def duration(value: float) -> str:
     """Seconds in the unit that suits them: `412 ms`, `4.81 s`, `62 min`, `5.2 h`, `3.1 days`."""
     sign, value = ("-" if value < 0 else ""), abs(value)
     for limit, text in (
-        (0.00005, "0 ms"),
+        (0.00005, "<0.1 ms" if value else "0 ms"),
         (0.00995, f"{value * 1000:.1f} ms"),
         (0.9995, f"{value * 1000:.0f} ms"),
         (9.995, f"{value:.2f} s"),

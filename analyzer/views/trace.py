@@ -115,6 +115,10 @@ class Trace:
         """Refused tries that came before a hop and that it, or a later one, made good."""
         return [h for h in self.hops if h.hop < hop.hop and h.parent_hop == hop.parent_hop and self.made_good(h)]
 
+    def failed(self) -> list[Step]:
+        """Connections made for the message that came to nothing: refused, unanswered, or over before a word was said."""
+        return [step for step in self.timeline if step.event == "connect" and step.session_id is None]
+
     def waited(self, hop: Hop) -> tuple[int, float] | None:
         """The wait before a hop: since when (the parent hop's end, or the last try's), and seconds."""
         parent = next((h for h in self.hops if h.hop == hop.parent_hop), None)
@@ -362,7 +366,7 @@ def _why_nothing(rows: list[Transaction]) -> str:
 
 
 def wireshark(trace: Trace) -> dict[str, str]:
-    """A display filter for each source that shows the whole message: its connections and its lookups."""
+    """A display filter for each source that shows the whole message: its connections, lookups and first SYNs without answer."""
     streams: dict[str, set[int]] = defaultdict(set)
     frames: dict[str, set[int]] = defaultdict(set)
     for hop in trace.hops:
@@ -370,6 +374,9 @@ def wireshark(trace: Trace) -> dict[str, str]:
             streams[hop.source].add(hop.tcp_stream)
     for row in trace.dns:
         frames[row.source].update(f for f in (row.frame, row.reply_frame) if f is not None)
+    for step in trace.failed():
+        if step.source is not None and step.frame is not None:
+            frames[step.source].add(step.frame)
     return {
         source: " || ".join(filter(None, [_among("tcp.stream", streams[source]), _among("frame.number", frames[source])]))
         for source in sorted(streams.keys() | frames.keys())

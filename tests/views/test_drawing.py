@@ -236,3 +236,13 @@ def test_the_role_map_counts_messages_once_and_marks_what_was_only_claimed(table
     assert sum(row[5] for row in rows if row[0] == "MUA") == 1
     assert all(row[6] in ("seen", "claimed") for row in rows)
     assert "mx.example.net" in RoleMap(tables).svg()
+
+
+def test_a_server_that_was_tried_in_vain_has_a_line_under_its_hop():
+    step = synthetic.row(
+        Step, hop=2, event="connect", ts=synthetic.at(3), actor_ip="10.0.0.1", peer_ip="10.0.0.9", detail="to port 25: refused"
+    )
+    drawing = draw(Trace(synthetic.message(), hops=[timed(1, 0), timed(2, 5)], timeline=[step]))
+    row = next(row for row in drawing.rows if row.kind == "tried")
+    assert (row.hop, row.label, row.result) == (2, "tried 10.0.0.9", "to port 25: refused")
+    assert [(bar.phase, bar.start) for bar in row.bars] == [("connect", step.ts - drawing.origin)]
