@@ -213,10 +213,10 @@ def _run(captures: Sequence[str], more: Sequence[str], keylogs: Sequence[str], q
         return run(inputs, keylogs=keylogs or _key_log_at_hand(), progress=report)
 
 
-def _key_log_at_hand() -> tuple[str, ...]:
-    """The key log that browsers and curl write on this machine; unlike one asked for, it may be absent or empty."""
+def _key_log_at_hand(empty: bool = False) -> tuple[str, ...]:
+    """The key log that browsers and curl write on this machine; unlike one asked for, it may be absent, or empty and left out."""
     path = os.environ.get("SSLKEYLOGFILE", "")
-    return (path,) if os.path.isfile(path) and os.access(path, os.R_OK) and os.path.getsize(path) else ()
+    return (path,) if os.path.isfile(path) and os.access(path, os.R_OK) and (empty or os.path.getsize(path)) else ()
 
 
 def _warn(result: "Result") -> None:

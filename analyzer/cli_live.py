@@ -28,7 +28,13 @@ _REFRESH = 4
 def _sources(command: Any) -> Any:
     """Options of both verbs."""
     for part in (
-        click.option("--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log, read at the start; repeatable."),
+        click.option(
+            "--keylog",
+            "keylogs",
+            multiple=True,
+            metavar="FILE",
+            help="TLS key log, followed as it grows; repeatable. Else: $SSLKEYLOGFILE.",
+        ),
         click.option("--ascii", "ascii_only", is_flag=True, help="No characters beyond ASCII."),
         click.option(
             "--backend",
@@ -73,6 +79,7 @@ def _plan(
     keylogs: tuple[str, ...],
     **more: Any,
 ) -> "Plan":
+    from analyzer.cli import _key_log_at_hand
     from analyzer.live import Plan, parse_until
 
     return Plan(
@@ -81,7 +88,7 @@ def _plan(
         not no_promiscuous,
         backend,
         until=parse_until(until),
-        keylogs=keylogs,
+        keylogs=keylogs or tuple(_key_log_at_hand(empty=True)),
         **more,
     )
 

@@ -120,6 +120,10 @@ class Limits:
     """Octets of message parts held per IMAP session until the parts before them come: then that message stays incomplete."""
     tls_waiting_bytes: int = 32 << 20
     """Octets of one TLS direction held until the other side's hello has come: then the session stays opaque."""
+    starttls_sessions: int = 100_000
+    """Sessions in clear without an offer of STARTTLS that are compared with others of the server: then `starttls_unchecked`."""
+    tls_key_wait: int = 5_000_000_000
+    """Time for which TLS records wait for their secrets in a key log that is being followed: then the session stays opaque."""
     tls_message_bytes: int = 256 << 10
     """Octets of a TLS handshake message (certificates): a longer one ends the reading of that handshake."""
     dns_waiting: int = 200_000

@@ -268,7 +268,8 @@ class Live:
     def begin(self) -> None:
         """Begin to capture.  Raises MailhopError when that is not possible."""
         plan = self.plan
-        pipeline = Pipeline(self.limits, tls.read_key_logs(plan.keylogs))
+        self._key_logs = tls.KeyLogs(plan.keylogs, follow=True)
+        pipeline = Pipeline(self.limits, self._key_logs.secrets)
         self._pipeline = pipeline
         self._ledger = Ledger(self.limits)
         self._ledger.on_carried = self._carried
@@ -412,6 +413,7 @@ class Live:
     def _analyze(self, frames: Frames, secrets: list[bytes]) -> None:
         if secrets:
             self._pipeline.learn(SourceInfo(self.info.name, secrets=secrets))
+        self._key_logs.poll()
         self.counts.packets += len(frames)
         self.counts.octets += int(frames.wire_length.sum())
         self._now = max(self._now, int(frames.ts.max()))

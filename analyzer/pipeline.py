@@ -16,6 +16,7 @@ from analyzer.mail.story import Story
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, SessionEnded
 from analyzer.protocols.registry import MAIL_PORTS, recognise
+from analyzer.protocols.starttls import Offers
 from analyzer.tables import Tables
 from analyzer.wire import files
 from analyzer.wire.anomalies import Anomaly
@@ -55,6 +56,7 @@ class Pipeline:
         self.decoder = Decoder(self.limits)
         self.streams = Streams(self.limits, self._recognise, MAIL_PORTS)
         self.datagrams = dns.Datagrams(self.limits)
+        self.offers = Offers(self.limits)
         self.messages = 0
 
     def learn(self, info: SourceInfo) -> None:
@@ -82,8 +84,10 @@ class Pipeline:
         for source in sources:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
             self._take(source.notes)
+        self._take(self.offers.settle())
         told = self.story.finish()
         tables = self.tables
+        tables.patch("sessions", self.offers.row)
         tables.extend("messages", told.messages)
         tables.extend("hops", told.hops)
         tables.extend("recipients", told.recipients)
@@ -139,6 +143,7 @@ class Pipeline:
             else:
                 if isinstance(event, SessionEnded):
                     tables.add("sessions", event.row)
+                    self.offers.feed(event.info)
                     self.messages += event.info.messages
                 story.feed(event)
 

@@ -14,6 +14,9 @@ NAMES: dict[str, str] = {
     "dns_questions_dropped": "More DNS questions wait for an answer than the limit; the oldest was taken as unanswered.",
     "dns_messages_lost": "Octets of a DNS connection are missing, with the messages in them.",
     "starttls_injection": "Plaintext was sent behind the command or reply that starts TLS; it belongs to neither side of it.",
+    "starttls_stripped": "A session lacks the offer of STARTTLS that its server makes to others, that is overwritten, or that "
+    "its client relied on: something on the way may have taken it out.",
+    "starttls_unchecked": "More sessions in clear than the limit: whether STARTTLS was taken out of the rest was not looked at.",
     "tls_malformed": "What should be a TLS record is none; records were looked for behind it.",
     "tls_alert": "A TLS handshake ended with a fatal alert.",
     "bare_lf": "Lines of a peer end with a bare LF instead of CRLF.",
@@ -23,7 +26,7 @@ NAMES: dict[str, str] = {
     "mailbox_too_large": "More happened in a mailbox than is told: messages that arrived at once, or events of one session.",
     "inflate_failed": "A compressed IMAP stream cannot be inflated from here on: octets lost, or no deflate stream.",
     "inflate_limit": "A compressed IMAP stream inflates to more than the stated limit; the rest is opaque.",
-    "tls_not_opened": "TLS records could not be opened with the secrets given for the connection.",
+    "tls_not_opened": "TLS records could not be opened with the secrets given for the connection, or no more from some place on.",
     "header_too_long": "A message's header section is longer than the limit; its rest was only digested.",
     "too_many_trace_fields": "A message has more header fields of one name than the limit; the rest was left out.",
     "early_talker": "An SMTP client spoke before the server's greeting (RFC 5321 4.3.1).",

@@ -91,6 +91,37 @@ class SessionRow(NamedTuple):
     last_frame: Annotated[int | None, "last frame within the source"]
     wireshark: Annotated[str, "display filter that shows it"]
     stated_client_ip: Annotated[str | None, "the real client by XCLIENT, XFORWARD or PROXY, when the client is a proxy"] = None
+    starttls: Annotated[
+        str | None,
+        "STARTTLS or STLS: `offered` and not used, `used`, `refused`, `stripped` (taken out of the dialogue, as the anomaly "
+        "`starttls_stripped` says); null when not offered",
+    ] = None
+    alpn: Annotated[str | None, "application protocol the server chose (RFC 7301; TLS 1.3: only with keys)"] = None
+    alpn_offered: Annotated[list[str] | None, "application protocols the client offered"] = None
+    ja3: Annotated[str | None, "JA3 fingerprint of the ClientHello"] = None
+    ja3s: Annotated[str | None, "JA3S fingerprint of the ServerHello"] = None
+    ja4: Annotated[str | None, "JA4 fingerprint of the ClientHello"] = None
+    cert_subject: Annotated[str | None, "subject of the server's certificate (TLS 1.3: only with keys)"] = None
+    cert_issuer: Annotated[str | None, "issuer of the server's certificate"] = None
+    cert_names: Annotated[list[str] | None, "names in its subjectAltName; its common names when it has none"] = None
+    cert_sha256: Annotated[list[str] | None, "SHA-256 of each certificate the server sent, its own first"] = None
+    ts_cert_not_before: Annotated[int | None, "the server's certificate is valid from"] = None
+    ts_cert_not_after: Annotated[int | None, "the server's certificate is valid until"] = None
+    client_cert_subject: Annotated[str | None, "subject of the client's certificate"] = None
+    client_cert_sha256: Annotated[str | None, "SHA-256 of the client's certificate"] = None
+    tls_resumed: Annotated[bool | None, "the handshake resumed an earlier session (identifier, ticket or PSK)"] = None
+    tls_handshake_s: Annotated[float | None, "from the ClientHello to the first application data (TLS 1.3: client Finished)"] = (
+        None
+    )
+    tls_client_bytes: Annotated[int | None, "octets the client sent inside TLS after the handshake, record overhead included"] = (
+        None
+    )
+    tls_server_bytes: Annotated[int | None, "octets the server sent inside TLS after the handshake, record overhead included"] = (
+        None
+    )
+    ts_tls_client: Annotated[int | None, "last octets of the client inside TLS"] = None
+    ts_tls_server: Annotated[int | None, "last octets of the server inside TLS"] = None
+    tls_unread_bytes: Annotated[int | None, "octets inside TLS that the secrets given did not open"] = None
 
 
 @dataclass(slots=True, eq=False)
@@ -116,10 +147,12 @@ class SessionInfo:
     """EHLO keywords, CAPA or CAPABILITY words, upper case."""
     tls: str = "none"
     starttls: str | None = None
-    """`offered`, `refused`, `used`; None when never offered."""
+    """`offered`, `refused`, `used`, `stripped`; None when never offered."""
     tls_version: str | None = None
     tls_cipher: str | None = None
     sni: str | None = None
+    facts: Any = None
+    """What else is known of its TLS (`tls.Facts`); None without TLS."""
     visibility: str = "clear"
     auth_mechanism: str | None = None
     auth_user: str | None = None
@@ -342,6 +375,8 @@ def session_row(info: SessionInfo, client_is_orig: bool) -> SessionRow:
         last_frame=conn.last_frame,
         wireshark=f"tcp.stream == {conn.tcp_stream}",
         stated_client_ip=info.stated_client_ip,
+        starttls=info.starttls,
+        **(info.facts.columns() if info.facts is not None else {}),
     )
 
 

@@ -12,6 +12,6 @@ Rules of this package:
 
 from analyzer.protocols.tls.layer import Layer
 from analyzer.protocols.tls.opaque import OpaqueSession, probe
-from analyzer.protocols.tls.secrets import Secrets, read_key_logs
+from analyzer.protocols.tls.secrets import KeyLogs, Secrets, read_key_logs
 
-__all__ = ["Layer", "OpaqueSession", "Secrets", "probe", "read_key_logs"]
+__all__ = ["KeyLogs", "Layer", "OpaqueSession", "Secrets", "probe", "read_key_logs"]

@@ -27,6 +27,12 @@ class Opener(Protocol):
 
     sequence: int
     """Number of the next record."""
+    early: bool
+    """Records are early data (RFC 8446 2.3), by its own secret."""
+
+    @property
+    def missing(self) -> bool:
+        """The secret that is needed now is not there (yet)."""
 
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
         """Open the next record, and count it; None (and nothing counted) when it cannot be opened."""
@@ -44,17 +50,29 @@ def opener(secrets: Secrets, client: ClientHello, server: ServerHello, from_clie
     if suite is None:
         return None
     if server.version >= TLS13:
-        side = "CLIENT" if from_client else "SERVER"
-        first = secrets.get(f"{side}_HANDSHAKE_TRAFFIC_SECRET", client.random)
-        then = secrets.get(f"{side}_TRAFFIC_SECRET_0", client.random)
         cipher = _aead(suite["cipher"] + ("_8" if suite["cipher"].endswith("CCM_8") else ""))
-        if cipher is None or suite["hash"] is None or (first is None and then is None):
+        if cipher is None or suite["hash"] is None or not has_secret(secrets, client, server, from_client):
             return None
-        return _Opener13(cipher, suite["hash"].lower(), first, then)
+        labels = _labels(from_client)
+        if not (from_client and client.early_data and secrets.get(labels[0], client.random)):
+            labels = labels[1:]
+        return _Opener13(cipher, suite["hash"].lower(), labels, lambda label: secrets.get(label, client.random))
     master = secrets.get("CLIENT_RANDOM", client.random)
     if master is None or server.version < 0x0301:
         return None
     return _opener12(suite["cipher"], suite["hash"], master, client, server, from_client)
+
+
+def has_secret(secrets: Secrets, client: ClientHello, server: ServerHello, from_client: bool) -> bool:
+    """Whether there is a secret of a side of this connection."""
+    labels = _labels(from_client)[1:] if server.version >= TLS13 else ["CLIENT_RANDOM"]
+    return any(secrets.get(label, client.random) is not None for label in labels)
+
+
+def _labels(from_client: bool) -> list[str]:
+    """Names of a side's secrets in a key log, in the order of their use (RFC 8446 7.1)."""
+    side = "CLIENT" if from_client else "SERVER"
+    return ["CLIENT_EARLY_TRAFFIC_SECRET", f"{side}_HANDSHAKE_TRAFFIC_SECRET", f"{side}_TRAFFIC_SECRET_0"]
 
 
 # key derivation
@@ -123,31 +141,44 @@ def _nonce(iv: bytes, sequence: int) -> bytes:
 
 
 class _Opener13:
-    """TLS 1.3: the handshake traffic secret up to the side's Finished, then its application traffic secrets."""
+    """TLS 1.3: the secret of early data where there is some, then of the handshake, then that of application data."""
 
-    def __init__(self, cipher: _Aead, name: str, handshake: bytes | None, traffic: bytes | None) -> None:
+    def __init__(self, cipher: _Aead, name: str, labels: list[str], secret: Callable[[str], bytes | None]) -> None:
         self._cipher = cipher
         self._hash = name
-        self._traffic = traffic
-        self.sequence = 0
-        self._key: Any = None
-        self._iv = b""
-        self._in_handshake = handshake is not None
-        self._use(handshake if handshake is not None else traffic)
+        self._secret = secret
+        self._labels = labels
+        self._traffic: bytes | None = None
+        self._stage = 0 if secret(labels[0]) is not None else len(labels) - 1
+        self._use()
 
-    def _use(self, secret: bytes | None) -> None:
+    def _use(self) -> None:
+        """Keys of the secret that is in use now."""
         self.sequence = 0
-        self._key = None
+        self.early = self._stage == len(self._labels) - 3
+        self._key: Any = None
+        self._derive(self._secret(self._labels[self._stage]))
+
+    def _derive(self, secret: bytes | None) -> None:
         if secret is not None:
             self._key = self._cipher.make(expand_label(self._hash, secret, "key", self._cipher.key))
-            self._iv = expand_label(self._hash, secret, "iv", 12)
+            self._iv = int.from_bytes(expand_label(self._hash, secret, "iv", 12), "big")
+            if self._stage == len(self._labels) - 1:
+                self._traffic = secret
+
+    @property
+    def missing(self) -> bool:
+        """Looks for it again."""
+        if self._key is None:
+            self._derive(self._secret(self._labels[self._stage]))
+        return self._key is None
 
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
         """TLSInnerPlaintext out of TLSCiphertext (RFC 8446 5.2), padding taken off."""
         if self._key is None or kind != APPLICATION_DATA or len(fragment) <= self._cipher.tag:
             return None
         header = bytes((kind,)) + version.to_bytes(2, "big") + len(fragment).to_bytes(2, "big")
-        inner = _open(self._key, _nonce(self._iv, self.sequence), fragment, header)
+        inner = _open(self._key, (self._iv ^ self.sequence).to_bytes(12, "big"), fragment, header)
         inner = inner.rstrip(b"\0") if inner is not None else None
         if not inner:
             return None
@@ -155,23 +186,25 @@ class _Opener13:
         return inner[-1], inner[:-1]
 
     def finished(self) -> None:
-        """From the handshake's keys to those of application data."""
-        if self._in_handshake:
-            self._in_handshake = False
-            self._use(self._traffic)
+        """From one secret to the next."""
+        if self._stage < len(self._labels) - 1:
+            self._stage += 1
+            self._use()
 
     def updated(self) -> None:
         """To the next generation of traffic secrets (RFC 8446 7.2)."""
-        if not self._in_handshake and self._traffic is not None:
+        if self._traffic is not None:
             size = hashlib.new(self._hash).digest_size
-            self._traffic = expand_label(self._hash, self._traffic, "traffic upd", size)
-            self._use(self._traffic)
+            self.sequence = 0
+            self._derive(expand_label(self._hash, self._traffic, "traffic upd", size))
 
 
 class _Opener12:
     """TLS 1.0 to 1.2: what the kinds of cipher have in common."""
 
     sequence = 0
+    early = False
+    missing = False
 
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
         """Content of a record, once its tag or MAC is known to be right."""

@@ -1,26 +1,52 @@
 """Handshake messages that are not encrypted (RFC 8446 4, RFC 5246 7.4): pure functions under their productions."""
 
+import calendar
+import re
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from analyzer.protocols.base import Malformed, text
 
-CLIENT_HELLO, SERVER_HELLO, CERTIFICATE, FINISHED, KEY_UPDATE = 1, 2, 11, 20, 24
+CLIENT_HELLO, SERVER_HELLO, END_OF_EARLY_DATA, ENCRYPTED_EXTENSIONS, CERTIFICATE = 1, 2, 5, 8, 11
+FINISHED, KEY_UPDATE, COMPRESSED_CERTIFICATE = 20, 24, 25
 TLS12, TLS13 = 0x0303, 0x0304
 _RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 """The random of a HelloRetryRequest (RFC 8446 4.1.3)."""
-_SERVER_NAME, _ALPN, _ENCRYPT_THEN_MAC, _EARLY_DATA, _SUPPORTED_VERSIONS = 0, 16, 22, 42, 43
+SERVER_NAME, ALPN = 0, 16
+_GROUPS, _POINT_FORMATS, _SIGNATURES, _ENCRYPT_THEN_MAC, _PRE_SHARED_KEY = 10, 11, 13, 22, 41
+_EARLY_DATA, _SUPPORTED_VERSIONS = 42, 43
 _NAME = 255
 """Octets of the longest server name."""
+_SUBJECT = 1000
+"""Characters of a distinguished name shown."""
+_PROTOCOLS, _CHAIN, _ALTERNATIVES = 16, 16, 100
+"""ALPN names, certificates of a chain, and alternative names that are read: the rest is left."""
+_ZLIB = 1
+_ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
 class ClientHello(NamedTuple):
-    """What the client offers."""
+    """What the client offers, numbers as they stand in it (GREASE included)."""
 
     random: bytes
-    sni: str | None
-    alpn: tuple[str, ...]
-    early_data: bool
+    sni: str | None = None
+    alpn: tuple[bytes, ...] = ()
+    early_data: bool = False
+    version: int = TLS12
+    """legacy_version."""
+    session_id: bytes = b""
+    suites: tuple[int, ...] = ()
+    extensions: tuple[int, ...] = ()
+    """Their types, in order."""
+    groups: tuple[int, ...] = ()
+    point_formats: bytes = b""
+    signatures: tuple[int, ...] = ()
+    versions: tuple[int, ...] = ()
+    """supported_versions."""
 
 
 class ServerHello(NamedTuple):
@@ -29,9 +55,33 @@ class ServerHello(NamedTuple):
     random: bytes
     version: int
     suite: int
-    encrypt_then_mac: bool
-    retry: bool
+    encrypt_then_mac: bool = False
+    retry: bool = False
     """A HelloRetryRequest: the client will say hello again."""
+    legacy_version: int = TLS12
+    session_id: bytes = b""
+    extensions: tuple[int, ...] = ()
+    alpn: bytes | None = None
+
+    def resumes(self, client: ClientHello) -> bool:
+        """Whether it resumes a session: by PSK (RFC 8446 2.2), or by its identifier or ticket (RFC 5246 7.3, 5077 3.4)."""
+        if self.version >= TLS13:
+            return _PRE_SHARED_KEY in self.extensions
+        return self.session_id != b"" and self.session_id == client.session_id
+
+
+class Certificate(NamedTuple):
+    """What a certificate says of its owner (RFC 5280 4.1)."""
+
+    subject: str
+    """Distinguished names as in RFC 4514."""
+    issuer: str
+    common_names: tuple[str, ...]
+    alternative_names: tuple[str, ...]
+    """DNS names, addresses and mailboxes of its subjectAltName."""
+    not_before: int
+    not_after: int
+    """Nanoseconds since 1970."""
 
 
 class Octets:
@@ -67,39 +117,61 @@ class Octets:
 def client_hello(body: bytes) -> ClientHello:
     """ProtocolVersion Random SessionID CipherSuites CompressionMethods Extensions."""
     cursor = Octets(body)
-    cursor.take(2)
-    random = cursor.take(32)
+    version, random, session_id = cursor.number(2), cursor.take(32), cursor.vector(1)
+    suites = numbers(cursor.vector(2))
     cursor.vector(1)
-    cursor.vector(2)
-    cursor.vector(1)
-    sni: str | None = None
-    alpn: tuple[str, ...] = ()
-    early = False
+    kinds: list[int] = []
+    found: dict[str, Any] = {}
     for kind, data in extensions(cursor):
-        if kind == _SERVER_NAME:
-            sni = server_name(data)
-        elif kind == _ALPN:
-            alpn = protocol_names(data)
+        kinds.append(kind)
+        if kind == SERVER_NAME:
+            found["sni"] = server_name(data)
+        elif kind == ALPN:
+            found["alpn"] = protocol_names(data)
+        elif kind == _GROUPS:
+            found["groups"] = numbers(Octets(data).vector(2))
+        elif kind == _POINT_FORMATS:
+            found["point_formats"] = Octets(data).vector(1)
+        elif kind == _SIGNATURES:
+            found["signatures"] = numbers(Octets(data).vector(2))
         elif kind == _EARLY_DATA:
-            early = True
-    return ClientHello(random, sni, alpn, early)
+            found["early_data"] = True
+        elif kind == _SUPPORTED_VERSIONS:
+            found["versions"] = numbers(Octets(data).vector(1))
+    return ClientHello(random, version=version, session_id=session_id, suites=suites, extensions=tuple(kinds), **found)
 
 
 def server_hello(body: bytes) -> ServerHello:
     """ProtocolVersion Random SessionID CipherSuite CompressionMethod Extensions."""
     cursor = Octets(body)
-    version = cursor.number(2)
-    random = cursor.take(32)
-    cursor.vector(1)
-    suite = cursor.number(2)
+    version = legacy = cursor.number(2)
+    random, session_id, suite = cursor.take(32), cursor.vector(1), cursor.number(2)
     cursor.take(1)
     etm = False
+    kinds: list[int] = []
+    alpn: bytes | None = None
     for kind, data in extensions(cursor):
+        kinds.append(kind)
         if kind == _SUPPORTED_VERSIONS and len(data) == 2:
             version = int.from_bytes(data, "big")
         elif kind == _ENCRYPT_THEN_MAC:
             etm = True
-    return ServerHello(random, version, suite, etm, random == _RETRY)
+        elif kind == ALPN:
+            alpn = next(iter(protocol_names(data)), None)
+    return ServerHello(random, version, suite, etm, random == _RETRY, legacy, session_id, tuple(kinds), alpn)
+
+
+def chosen_protocol(body: bytes) -> bytes | None:
+    """The ALPN of EncryptedExtensions (RFC 8446 4.3.1)."""
+    for kind, data in extensions(Octets(body)):
+        if kind == ALPN:
+            return next(iter(protocol_names(data)), None)
+    return None
+
+
+def numbers(data: bytes) -> tuple[int, ...]:
+    """A vector of numbers of two octets; an odd octet behind them is left."""
+    return struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1])
 
 
 def extensions(cursor: Octets) -> Iterator[tuple[int, bytes]]:
@@ -121,38 +193,73 @@ def server_name(data: bytes) -> str | None:
     return None
 
 
-def protocol_names(data: bytes) -> tuple[str, ...]:
+def protocol_names(data: bytes) -> tuple[bytes, ...]:
     """ProtocolNameList (RFC 7301 3.1)."""
     names = Octets(Octets(data).vector(2))
-    found: list[str] = []
-    while names.left and len(found) < 16:
-        found.append(text(names.vector(1)))
+    found: list[bytes] = []
+    while names.left and len(found) < _PROTOCOLS:
+        found.append(names.vector(1))
     return tuple(found)
 
 
-def first_certificate(body: bytes, version: int) -> bytes:
-    """The server's own certificate, first of its list (RFC 5246 7.4.2, RFC 8446 4.4.2)."""
+def certificates(body: bytes, version: int) -> list[bytes]:
+    """Certificates of a Certificate message, DER, the sender's own first (RFC 5246 7.4.2, RFC 8446 4.4.2)."""
     cursor = Octets(body)
     if version >= TLS13:
         cursor.vector(1)
-    return Octets(cursor.vector(3)).vector(3)
+    chain = Octets(cursor.vector(3))
+    found: list[bytes] = []
+    while chain.left and len(found) < _CHAIN:
+        found.append(chain.vector(3))
+        if version >= TLS13:
+            chain.vector(2)
+    return found
 
 
-def certificate_name(der: bytes, asked: str | None) -> str | None:
-    """A host name of a certificate: the one asked for when it holds it, else the first in its subject or subjectAltName."""
+def inflated(body: bytes, most: int) -> bytes:
+    """The Certificate in a CompressedCertificate (RFC 8879 4), zlib only; Malformed when it is another or longer than `most`."""
+    cursor = Octets(body)
+    algorithm, size, packed = cursor.number(2), cursor.number(3), cursor.vector(3)
+    if algorithm != _ZLIB or size > most:
+        raise Malformed("compressed in a way that is not read here")
+    try:
+        unpacked = zlib.decompressobj().decompress(packed, size + 1)
+    except zlib.error as wrong:
+        raise Malformed("no zlib stream") from wrong
+    if len(unpacked) != size:
+        raise Malformed("not as long as it says")
+    return unpacked
+
+
+@lru_cache(maxsize=256)
+def certificate(der: bytes) -> Certificate | None:
+    """What a certificate says; None when it cannot be read."""
     from cryptography import x509
     from cryptography.x509.oid import ExtensionOID, NameOID
 
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        try:
-            found = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+        with warnings.catch_warnings():  # of serial numbers and encodings that are not as they should be
+            warnings.simplefilter("ignore")
+            read = x509.load_der_x509_certificate(der)
+            common = tuple(str(a.value)[:_NAME] for a in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+            begin, end = read.not_valid_before_utc, read.not_valid_after_utc
+            times = [calendar.timegm(t.timetuple()) * 1_000_000_000 for t in (begin, end)]
+            subject, issuer = (name.rfc4514_string()[:_SUBJECT] for name in (read.subject, read.issuer))
+            others: list[str] = []
+            try:
+                found = read.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+            except x509.ExtensionNotFound:
+                found = None
             if isinstance(found, x509.SubjectAlternativeName):
-                names += found.get_values_for_type(x509.DNSName)
-        except x509.ExtensionNotFound:
-            pass
+                kinds = (x509.DNSName, x509.IPAddress, x509.RFC822Name)
+                others = [str(name.value)[:_NAME] for name in found if isinstance(name, kinds)]
     except Exception:  # certificates are traffic: the library raises what it likes
         return None
-    hosts = [n.lower() for n in names if "." in n and 0 < len(n) <= _NAME and not set(n) & set(" *@/")]
+    return Certificate(subject, issuer, common, tuple(others[:_ALTERNATIVES]), times[0], times[1])
+
+
+def host_name(read: Certificate, asked: str | None) -> str | None:
+    """A host name of a certificate: the one asked for when it holds it, else the first in its subject or subjectAltName."""
+    names = (*read.common_names, *read.alternative_names)
+    hosts = [n.lower() for n in names if "." in n and not set(n) & set(" *@/") and not _ADDRESS.fullmatch(n)]
     return asked if asked in hosts else hosts[0] if hosts else None

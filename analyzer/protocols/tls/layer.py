@@ -7,20 +7,25 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from analyzer.limits import Limits
-from analyzer.protocols.base import Malformed, Session, SessionInfo
+from analyzer.protocols.base import Malformed, Session, SessionInfo, text
 from analyzer.protocols.inbox import Inbox
+from analyzer.protocols.tls.facts import Facts
 from analyzer.protocols.tls.hello import (
     CERTIFICATE,
     CLIENT_HELLO,
+    COMPRESSED_CERTIFICATE,
+    ENCRYPTED_EXTENSIONS,
+    END_OF_EARLY_DATA,
     FINISHED,
     KEY_UPDATE,
     SERVER_HELLO,
     TLS13,
     ClientHello,
     ServerHello,
-    certificate_name,
+    certificates,
+    chosen_protocol,
     client_hello,
-    first_certificate,
+    inflated,
     server_hello,
 )
 from analyzer.protocols.tls.secrets import Secrets
@@ -108,10 +113,22 @@ class _Half:
         self.opener: Opener | None = None
         self.unopened = 0
         """Records in a row that could not be opened."""
+        self.unopened_at: _At | None = None
+        """The first of them."""
+        self.unread = 0
+        """Octets of all records that could not be opened."""
         self.protected = False
         """Records are encrypted from here on."""
-        self.application: list[int] = []
-        """Times of its first records of application data."""
+        self.ts_first: int | None = None
+        """First octet of its first record."""
+        self.ts_last: int | None = None
+        """Last octet so far."""
+        self.application: list[tuple[int, int]] = []
+        """Time and octets of its first records of application data."""
+        self.application_begin: int | None = None
+        """Stream offset of the first one."""
+        self.early_pieces: list[tuple[_Piece, int]] = []
+        """Early data, each piece with the offset behind its record: whether the server takes it is not known yet."""
         self.begun: int | None = None
         """Stream offset at which it was handed to this layer: its plaintext is counted from there."""
         self.offset = 0
@@ -142,6 +159,8 @@ class Layer:
         self.info = info
         self.limits = limits
         self.secrets = secrets
+        self.facts = Facts()
+        info.facts = self.facts
         info.visibility = "opaque"
         self.mode: str = "tls" if info.tls == "implicit" else ""
         """`tls`, `text` (no TLS at all), or "" while it is not known."""
@@ -150,9 +169,14 @@ class Layer:
         self._servers: list[ServerHello] = []
         """Hellos of each handshake on the connection (renegotiation makes more than one)."""
         self._ts_server_hello: int | None = None
-        self._name: str | None = None
-        self._certificate: bytes | None = None
+        self._chains: dict[bool, list[bytes]] = {}
+        """Certificates of the client (True) and of the server (False)."""
         self._failed = False
+        self._keyed = secrets is not None and (len(secrets) > 0 or secrets.growing)
+        self._patient = secrets is not None and secrets.growing
+        """Records wait for secrets that the key log does not hold yet."""
+        self._now = 0
+        """Time of the latest octets."""
 
     def feed(self, chunk: Chunk, from_client: bool, session: Session) -> list[Chunk]:
         """Take octets of one direction; its plaintext."""
@@ -163,6 +187,9 @@ class Layer:
         if mine.begun is None:
             mine.begun = mine.offset = chunk.offset
         mine.received = chunk.offset + len(chunk.data)
+        if len(chunk.ts):
+            mine.ts_last = int(chunk.ts[-1])
+            self._now = max(self._now, mine.ts_last)
         if mine.started:
             if not mine.blind:
                 mine.inbox.append(chunk)
@@ -192,11 +219,54 @@ class Layer:
         self._pump(session, True)
         for half in self._halves:
             self._hand_over(half, session, True)
-        if self._certificate is not None:
-            self._name = certificate_name(self._certificate, self.info.sni)
-            self._certificate = None
-        if self.info.server_name is None:
-            self.info.server_name = self._name
+            self._ended(half, session)
+        self._tell()
+
+    def _ended(self, half: _Half, session: Session) -> None:
+        """Say when the secrets opened nothing, or not all of it."""
+        if half.unopened and half.opener is not None and not (half.client and self._early_data and not half.spoke):
+            self._not_opened(half, session)
+        elif half.opener is None and half.application and not half.unopened and self._halves[half.client].spoke:
+            side = "client" if half.client else "server"
+            session.weird("tls_not_opened", f"no secret for what the {side} sent", half.application[0][0], None)
+
+    def _not_opened(self, half: _Half, session: Session) -> None:
+        at = half.unopened_at or (None, None, -1)
+        side = "client" if half.client else "server"
+        cut = "; what is read of it ends here" if half.spoke else ""
+        session.weird("tls_not_opened", f"records of the {side} cannot be opened with the secrets given{cut}", at[0], at[1])
+
+    def _tell(self) -> None:
+        """Fill in what is known in the end."""
+        facts, info = self.facts, self.info
+        if self._clients:
+            facts.offered(self._clients[0])
+        if self._servers:
+            facts.answered(self._servers[0], self._clients[0] if self._clients else None)
+        if True in self._chains:
+            facts.client_chain(self._chains[True])
+        if False in self._chains:
+            name = facts.server_chain(self._chains[False], info.sni)
+            info.server_name = info.server_name or name
+        client, server = self._halves
+        facts.ts_tls_client, facts.ts_tls_server = client.ts_last, server.ts_last
+        if client.ts_first is not None and info.ts_tls_done is not None and self._clients:
+            facts.tls_handshake_s = (info.ts_tls_done - client.ts_first) / 1e9
+        facts.tls_client_bytes, facts.tls_server_bytes = self._size(client), self._size(server)
+        if self._keyed:
+            facts.tls_unread_bytes = client.unread + server.unread
+
+    def _size(self, half: _Half) -> int | None:
+        """Octets of a direction behind its handshake; None when that was not seen to end."""
+        done = self.info.ts_tls_done
+        if done is None:
+            return None
+        if half.application_begin is None:
+            return 0
+        size = half.received - half.application_begin
+        if self._servers and self._servers[-1].version >= TLS13:  # whose handshake is application data to look at
+            size -= sum(octets for ts, octets in half.application if ts <= done)
+        return size
 
     # is it TLS at all
 
@@ -305,7 +375,11 @@ class Layer:
 
     def _must_wait(self, half: _Half, kind: int) -> bool:
         """Whether a record's meaning hangs on a hello of the other side that has not come."""
-        if not self.secrets or self._failed or half.opener is not None or (kind in (HANDSHAKE, ALERT) and not half.protected):
+        if not self._keyed or self._failed:
+            return False
+        if half.opener is not None:
+            return half.opener.missing and self._waits_for_secret(half)
+        if kind in (HANDSHAKE, ALERT) and not half.protected:
             return False
         turn = half.specs if half.protected else half.specs + 1
         if self._servers and self._servers[0].version >= TLS13:
@@ -313,11 +387,33 @@ class Layer:
         known = (len(self._clients), len(self._servers))
         missing = [h for h, hellos in zip(self._halves, known, strict=True) if hellos < turn]
         if not missing:
-            return False
+            return not half.protected and self._unknown(half, turn) and self._waits_for_secret(half)
         if any(h.broken or h.blind or h.inbox.ended for h in missing) or half.inbox.held > self.limits.tls_waiting_bytes:
             self._failed = True
             return False
         return True
+
+    def _unknown(self, half: _Half, turn: int) -> bool:
+        """Whether the key log holds no secret of a direction yet."""
+        if not self._patient:
+            return False
+        from analyzer.protocols.tls.decrypt import has_secret
+
+        assert self.secrets is not None
+        return not has_secret(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
+
+    def _waits_for_secret(self, half: _Half) -> bool:
+        """Whether a record goes on waiting for a key log that is still being written: not for ever, nor for much."""
+        inbox = half.inbox
+        since = inbox.segment_at(inbox.offset)[0] or 0
+        if (
+            inbox.ended
+            or self._halves[half.client].inbox.ended
+            or self._now - since > self.limits.tls_key_wait
+            or inbox.held > self.limits.tls_waiting_bytes
+        ):
+            self._patient = False
+        return self._patient
 
     def _record(self, half: _Half, kind: int, version: int, size: int, session: Session) -> None:
         inbox = half.inbox
@@ -326,8 +422,12 @@ class Layer:
         inbox.take(RECORD)
         fragment = inbox.take(size)
         ts = first[0] or 0
+        if half.ts_first is None:
+            half.ts_first = ts
         if kind == APPLICATION_DATA and len(half.application) < _EARLY:
-            half.application.append(ts)
+            half.application.append((ts, RECORD + size))
+            if half.application_begin is None:
+                half.application_begin = begin
         if kind == CHANGE_CIPHER_SPEC:
             if not (self._servers and self._servers[-1].version >= TLS13):
                 half.specs += 1
@@ -354,8 +454,9 @@ class Layer:
 
     def _prepare(self, half: _Half, turn: int) -> None:
         """The keys of a direction, from its first protected record on."""
-        if not self.secrets or self._failed or len(self._clients) < turn or len(self._servers) < turn:
+        if not self._keyed or self._failed or len(self._clients) < turn or len(self._servers) < turn:
             return
+        assert self.secrets is not None
         from analyzer.protocols.tls.decrypt import opener
 
         half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
@@ -371,30 +472,48 @@ class Layer:
         session: Session,
     ) -> None:
         assert half.opener is not None
+        early = half.opener.early
         opened = half.opener.open(kind, version, fragment) or _after_loss(half, kind, version, fragment)
         if opened is None:  # early data, or a record of another key: its octets are lost
-            half.unopened += 1
+            half.unread += RECORD + len(fragment)
+            if not half.unopened:
+                half.unopened_at = first
             if half.spoke:
                 half.plain_gap = -1
+            if half.client and self._early_data and not half.spoke:
+                return  # of early data there may be much
+            half.unopened += 1
             if half.unopened > _UNOPENED:
-                session.weird("tls_not_opened", "records cannot be opened with the secrets given", last[0], last[1])
+                self._not_opened(half, session)
                 half.opener, half.blind = None, True
             return
+        if not half.spoke:
+            half.unread = 0  # what came before was no application data
         half.gap_bytes = half.unopened = 0
+        if early and not half.opener.early:  # the server did not take the early data: the client says it again
+            half.early_pieces.clear()
         inner, content = opened
         if inner == HANDSHAKE:
             self._handshake(half, content, first[0] or 0)
         elif inner == APPLICATION_DATA and content:
-            self.info.visibility = "decrypted"
-            half.spoke = True
-            half.pieces.append((content, half.plain_gap, first, last))
-            half.held += len(content)
+            piece = (content, half.plain_gap, first, last)
             half.plain_gap = 0
-            begin = half.ends[1][-1] if half.ends[1] else half.begun or 0
-            half.ends[0].append(half.inbox.offset)
-            half.ends[1].append(begin + len(content))
-            if len(half.ends[0]) > _ENDS:
-                del half.ends[0][: _ENDS // 2], half.ends[1][: _ENDS // 2]
+            if half.opener.early:
+                half.early_pieces.append((piece, half.inbox.offset))
+            else:
+                self._opened(half, piece, half.inbox.offset)
+
+    def _opened(self, half: _Half, piece: _Piece, end: int) -> None:
+        """Plaintext of a record that ended at a stream offset."""
+        self.info.visibility = "decrypted"
+        half.spoke = True
+        half.pieces.append(piece)
+        half.held += len(piece[0])
+        begin = half.ends[1][-1] if half.ends[1] else half.begun or 0
+        half.ends[0].append(end)
+        half.ends[1].append(begin + len(piece[0]))
+        if len(half.ends[0]) > _ENDS:
+            del half.ends[0][: _ENDS // 2], half.ends[1][: _ENDS // 2]
 
     # handshake
 
@@ -433,8 +552,20 @@ class Layer:
                 self._ts_server_hello = ts
             self.info.tls_version = version_name(answer.version)
             self.info.tls_cipher = suite_name(answer.suite)
-        elif kind == CERTIFICATE and not half.client and self._servers:
-            self._certificate = first_certificate(body, self._servers[-1].version)
+        elif kind == ENCRYPTED_EXTENSIONS and not half.client:
+            chosen = chosen_protocol(body)
+            self.facts.alpn = text(chosen) if chosen is not None else None
+        elif kind == COMPRESSED_CERTIFICATE:
+            self._message(half, CERTIFICATE, inflated(body, self.limits.tls_message_bytes), ts)
+        elif kind == CERTIFICATE and self._servers:
+            chain = certificates(body, self._servers[-1].version)
+            if chain:
+                self._chains[half.client] = chain
+        elif kind == END_OF_EARLY_DATA and half.opener is not None and half.opener.early:
+            pieces, half.early_pieces = half.early_pieces, []
+            for piece, end in pieces:
+                self._opened(half, piece, end)
+            half.opener.finished()
         elif kind == FINISHED and half.opener is not None:
             half.opener.finished()
         elif kind == KEY_UPDATE and half.opener is not None:
@@ -451,9 +582,9 @@ class Layer:
         client, server = (half.application for half in self._halves)
         if self._servers and self._servers[-1].version >= TLS13:
             after = (self._ts_server_hello or 0) if self._early_data else 0
-            times = [t for t in client if t >= after][:1]
+            times = [ts for ts, _ in client if ts >= after][:1]
         else:
-            times = client[:1] + server[:1]
+            times = [ts for ts, _ in client[:1] + server[:1]]
         if times:
             self.info.ts_tls_done = min(times)
 

@@ -1,7 +1,8 @@
 """TLS key logs (draft-ietf-tls-keylogfile, the NSS format), and where their secrets are kept."""
 
 from collections.abc import Sequence
-from os import PathLike, fspath
+from contextlib import suppress
+from os import PathLike, fspath, stat
 
 from analyzer.errors import KeyLogError
 
@@ -26,6 +27,8 @@ class Secrets:
 
     def __init__(self) -> None:
         self._secrets: dict[tuple[str, bytes], bytes] = {}
+        self.growing = False
+        """More may come while traffic is read: a key log that is being followed."""
 
     def __len__(self) -> int:
         return len(self._secrets)
@@ -57,16 +60,54 @@ class Secrets:
         return found
 
 
+class KeyLogs:
+    """Key log files that are read once, or followed as they grow."""
+
+    def __init__(self, paths: Sequence[str | PathLike[str]], follow: bool = False) -> None:
+        """Read what is there.  Raises KeyLogError for a file that cannot be read or holds no secret (one that is followed
+        may still be empty)."""
+        self.secrets = Secrets()
+        self._ends: dict[str, tuple[int, int]] = {}
+        """File -> its inode, and how far it was read."""
+        for path in paths:
+            name = fspath(path)
+            try:
+                octets, found = self._more(name, last=not follow)
+            except OSError as wrong:
+                raise KeyLogError(
+                    f"cannot read key log {name}: {wrong.strerror}", "check the path and its permissions"
+                ) from wrong
+            if not found and (octets or not follow):
+                raise KeyLogError(
+                    f"{name} holds no TLS secrets", "give a file in NSS key log format, as written under SSLKEYLOGFILE"
+                )
+        self.secrets.growing = follow and bool(self._ends)
+
+    def poll(self) -> int:
+        """Read what has been added since; how many secrets that were.  A file that is gone adds nothing."""
+        found = 0
+        for name in self._ends:
+            with suppress(OSError):
+                found += self._more(name)[1]
+        return found
+
+    def _more(self, name: str, last: bool = False) -> tuple[int, int]:
+        """Read on in a file, whole lines (and the last one, when nothing more is to come): octets, and secrets in them."""
+        inode, begin = self._ends.get(name, (0, 0))
+        at = stat(name)
+        if at.st_ino != inode or at.st_size < begin:  # another file, or written anew
+            begin = 0
+        if at.st_size == begin and begin:
+            return 0, 0
+        with open(name, "rb") as file:
+            file.seek(begin)
+            log = file.read()
+        if not last:
+            log = log[: log.rfind(b"\n") + 1]
+        self._ends[name] = (at.st_ino, begin + len(log))
+        return len(log), self.secrets.add(log)
+
+
 def read_key_logs(paths: Sequence[str | PathLike[str]]) -> Secrets:
     """The secrets of key log files.  Raises KeyLogError for a file that cannot be read or holds no secret."""
-    secrets = Secrets()
-    for path in paths:
-        name = fspath(path)
-        try:
-            with open(name, "rb") as file:
-                log = file.read()
-        except OSError as wrong:
-            raise KeyLogError(f"cannot read key log {name}: {wrong.strerror}", "check the path and its permissions") from wrong
-        if not secrets.add(log):
-            raise KeyLogError(f"{name} holds no TLS secrets", "give a file in NSS key log format, as written under SSLKEYLOGFILE")
-    return secrets
+    return KeyLogs(paths).secrets

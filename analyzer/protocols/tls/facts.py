@@ -1,0 +1,69 @@
+"""What is known of a session's TLS without opening it, and how much was opened: columns of `sessions`."""
+
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from typing import Any
+
+from analyzer.protocols.base import text
+from analyzer.protocols.tls.fingerprints import ja3, ja3s, ja4
+from analyzer.protocols.tls.hello import ClientHello, ServerHello, certificate, host_name
+
+
+@dataclass(slots=True)
+class Facts:
+    """Each field is a column of `sessions`, where its sentence is; None is not known."""
+
+    alpn: str | None = None
+    alpn_offered: list[str] | None = None
+    ja3: str | None = None
+    ja3s: str | None = None
+    ja4: str | None = None
+    cert_subject: str | None = None
+    cert_issuer: str | None = None
+    cert_names: list[str] | None = None
+    cert_sha256: list[str] | None = None
+    ts_cert_not_before: int | None = None
+    ts_cert_not_after: int | None = None
+    client_cert_subject: str | None = None
+    client_cert_sha256: str | None = None
+    tls_resumed: bool | None = None
+    tls_handshake_s: float | None = None
+    tls_client_bytes: int | None = None
+    tls_server_bytes: int | None = None
+    ts_tls_client: int | None = None
+    ts_tls_server: int | None = None
+    tls_unread_bytes: int | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def offered(self, hello: ClientHello) -> None:
+        """What the first ClientHello tells."""
+        self.ja3, self.ja4 = ja3(hello), ja4(hello)
+        self.alpn_offered = [text(name) for name in hello.alpn] or None
+
+    def answered(self, hello: ServerHello, asked: ClientHello | None) -> None:
+        """What the first ServerHello tells."""
+        self.ja3s = ja3s(hello)
+        if hello.alpn is not None:
+            self.alpn = text(hello.alpn)
+        if asked is not None:
+            self.tls_resumed = hello.resumes(asked)
+
+    def server_chain(self, chain: list[bytes], asked: str | None) -> str | None:
+        """What the server's certificates tell; the host name that its own one gives it."""
+        self.cert_sha256 = [sha256(der).hexdigest() for der in chain]
+        read = certificate(chain[0])
+        if read is None:
+            return None
+        self.cert_subject, self.cert_issuer = read.subject, read.issuer
+        self.cert_names = list(dict.fromkeys(read.alternative_names or read.common_names)) or None
+        self.ts_cert_not_before, self.ts_cert_not_after = read.not_before, read.not_after
+        return host_name(read, asked)
+
+    def client_chain(self, chain: list[bytes]) -> None:
+        """What the client's certificate tells."""
+        self.client_cert_sha256 = sha256(chain[0]).hexdigest()
+        read = certificate(chain[0])
+        self.client_cert_subject = read.subject if read is not None else None
