@@ -171,7 +171,9 @@ class Limits:
     live_batch_bytes: int = 8 << 20
     """Octets captured live that are decoded at a time; less where less has come."""
     live_backlog_bytes: int = 128 << 20
-    """Octets captured but not yet analyzed: further batches are only written to the capture file, `analysis_shed`."""
+    """Octets captured but not yet analyzed that wait in memory: further batches wait on disk."""
+    live_backlog_disk_bytes: int = 4 << 30
+    """Octets that wait on disk: further batches are only written to the capture file, `analysis_shed`."""
     live_decided_idle: int = 600_000_000_000
     """Silence after which a message whose fate is known (delivered, rejected, bounced) is finished: its rows are written
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""

@@ -4,11 +4,13 @@ source -> reader (thread) -> capture file
                           -> backlog -> pipeline -> ledger -> rows, lines
 
 1. The reader only copies: what was captured is in the capture file before it is analyzed.
-2. The backlog is bounded.  When analysis falls behind, whole batches are left out of it, counted and said.
+2. The backlog is bounded.  When analysis falls behind, batches wait in it, on disk beyond what memory takes; when that
+   is full too, whole batches are left out, counted and said.
 3. Only the capture tells time, except for `-a duration` and for how often the story is told.
 """
 
 import gc
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -19,6 +21,7 @@ from os import PathLike
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from analyzer.backlog import Backlog
 from analyzer.errors import CaptureError, MailhopError
 from analyzer.ledger import DECIDED, Ledger
 from analyzer.limits import Limits
@@ -50,6 +53,8 @@ _SWEEP = 50
 """Tellings after which all garbage is looked for, not only that of the last telling."""
 _LATEST = 200
 """Hops kept for the watch screen."""
+_MANY = 200_000
+"""Packets still to be analyzed at the end that are worth a word."""
 
 
 @dataclass(frozen=True)
@@ -124,59 +129,6 @@ class Standing:
     """Open messages, decided ones included, by outcome."""
     latency: dict[str, tuple[int, float | None, float | None]] = field(default_factory=dict)
     """Role of the server -> hops, median accept_s, median queue_s of the hop."""
-
-
-class _Backlog:
-    """Batches between the reader and the analysis, bounded in octets."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._batches: deque[tuple[Frames, list[bytes]]] = deque()
-        self._octets = 0
-        self._change = threading.Condition()
-        self.over = False
-        self.shed = 0
-        """Frames left out since last asked."""
-
-    def put(self, frames: Frames, secrets: list[bytes]) -> None:
-        """Add a batch, or leave it out when there is no room (TLS secrets are kept)."""
-        with self._change:
-            if self._octets + len(frames.data) > self._most and self._batches:
-                self.shed += len(frames)
-                self._batches[-1][1].extend(secrets)
-                return
-            self._batches.append((frames, secrets))
-            self._octets += len(frames.data)
-            self._change.notify()
-
-    def get(self, timeout: float) -> tuple[Frames, list[bytes]] | None:
-        """The next batch; None when none has come in time, or it is over."""
-        with self._change:
-            if not self._batches and not self.over:
-                self._change.wait(timeout)
-            if not self._batches:
-                return None
-            batch = self._batches.popleft()
-            self._octets -= len(batch[0].data)
-            return batch
-
-    def end(self) -> None:
-        """Nothing more will come."""
-        with self._change:
-            self.over = True
-            self._change.notify()
-
-    def take_shed(self) -> int:
-        """Frames left out since last asked."""
-        with self._change:
-            shed, self.shed = self.shed, 0
-            return shed
-
-    @property
-    def done(self) -> bool:
-        """Over and empty."""
-        with self._change:
-            return self.over and not self._batches
 
 
 class _Sink(Tables):
@@ -256,7 +208,7 @@ class Live:
         self._file: CaptureFile | None = None
         self._file_lock = threading.Lock()
         self._parts: Parts | None = None
-        self._backlog = _Backlog(self.limits.live_backlog_bytes)
+        self._backlog = Backlog(self.limits, _beside(plan))
         self._feed: Feed | None = None
         self._reader: threading.Thread | None = None
         self._worker: threading.Thread | None = None
@@ -333,10 +285,14 @@ class Live:
         return self._feed.kind if self._feed is not None else ""
 
     def stop(self) -> None:
-        """End the capture; what was captured is still analyzed and written.  May be called from anywhere, also twice."""
+        """End the capture; what was captured is still analyzed and written.  Again: what still waits is left out."""
         again, self._stopping = self._stopping, True
         if self._feed is not None:
             (self._feed.kill if again else self._feed.stop)()
+        if again:
+            self._backlog.drop()
+        elif self._backlog.waiting > _MANY:
+            self._say(f"{self._backlog.waiting:,} packets captured are still to be analyzed; stop again to leave them out")
 
     def rotate(self) -> None:
         """Begin a new capture file and new tables; the finished tables so far go to a directory of their own."""
@@ -629,7 +585,8 @@ class Live:
         return self.ended.wait(timeout)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stop()
+        if not self._stopping:
+            self.stop()
         if self._worker is not None:
             self._worker.join()
         if self._trouble is not None and kind is None:
@@ -667,6 +624,18 @@ def capture(
         keep=True,
     )
     return Live(plan, limits)
+
+
+def _beside(plan: Plan) -> str | None:
+    """Where packets may wait on disk: where the run's files go, as the place of temporary files may be memory."""
+    place = (
+        plan.directory
+        if plan.directory is not None
+        else os.path.dirname(os.fspath(plan.write))
+        if plan.write is not None
+        else None
+    )
+    return os.fspath(place) or "." if place is not None else None
 
 
 def _ended_at(event: MessageCarried) -> int:

@@ -13,6 +13,7 @@ STREET = (
     "__init__",
     "live",
     "ledger",
+    "backlog",
     "analysis",
     "pipeline",
     "doctor",
