@@ -112,6 +112,15 @@ class Analysis:
 
         return find(self._result.tables, message)
 
+    def slice(self, message: str, path: str | PathLike[str]) -> int:
+        """Write one message's packets, over all its hops, to a pcapng file; how many.
+
+        Raises MessageNotFound as `trace`, CaptureError when a capture cannot be read a second time.
+        """
+        from analyzer.slice import write
+
+        return write(path, self._result, self.trace(message)).frames
+
     def __repr__(self) -> str:
         from analyzer.views.overview import overview
 

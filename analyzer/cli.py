@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyzer import cli_live, cli_views
+from analyzer import cli_files, cli_live, cli_views
 from analyzer.errors import MailhopError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from analyzer.pipeline import Result
+    from analyzer.pipeline import Input, Result
     from analyzer.tables import Tables
     from analyzer.views.text import Look, Page
 
@@ -199,7 +199,7 @@ def _bar() -> Any:
     return bar
 
 
-def _run(captures: Sequence[str], more: Sequence[str], keylogs: Sequence[str], quiet: bool) -> "Result":
+def _run(captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str], quiet: bool) -> "Result":
     inputs = [*captures, *more]
     if not inputs:
         raise click.UsageError("no capture given; name a file, or - for standard input", click.get_current_context())
@@ -403,11 +403,20 @@ def _matches(tables: "Tables", conditions: Sequence[str]) -> Iterator[tuple[str,
             yield name, f"--fail-on {name}: {number:,} {noun}{'s' if number > 1 else ''}"
 
 
+def _one_message(command: Any) -> Any:
+    """The options that choose a message."""
+    for part in (
+        click.option("--subject", metavar="TEXT", help="Messages with this in their subject."),
+        click.option("--rcpt", metavar="ADDR", help="Messages to this recipient."),
+        click.option("--trace-id", metavar="ID", help="The message with this trace id, or the beginning of it."),
+        click.option("--message-id", metavar="ID", help="The message with this Message-ID (angle brackets may be left out)."),
+    ):
+        command = part(command)
+    return command
+
+
 @cli.command(short_help="Show one message's timeline.")
-@click.option("--message-id", metavar="ID", help="The message with this Message-ID (angle brackets may be left out).")
-@click.option("--trace-id", metavar="ID", help="The message with this trace id, or the beginning of it.")
-@click.option("--rcpt", metavar="ADDR", help="Messages to this recipient.")
-@click.option("--subject", metavar="TEXT", help="Messages with this in their subject.")
+@_one_message
 @click.option("--json", "as_json", is_flag=True, help="Every row of every table that belongs to the message.")
 @click.option("--mermaid", "as_mermaid", is_flag=True, help="A Mermaid sequence diagram.")
 @_captures
@@ -470,6 +479,7 @@ def _chosen(tables: "Tables", quiet: bool, **selectors: str | None) -> Any:
 for verb in cli_live.VERBS:
     cli.add_command(verb)
 cli_views.register(cli, _captures)
+cli_files.register(cli, _captures, _one_message)
 
 
 @cli.command(short_help="Explain tables and columns.")

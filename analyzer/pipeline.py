@@ -5,12 +5,13 @@ files -> frames -> packets -> (UDP) DNS datagrams                      -> story 
 """
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+from analyzer.errors import CaptureError
 from analyzer.limits import Limits
 from analyzer.mail.story import Story
 from analyzer.protocols import dns, tls
@@ -29,12 +30,36 @@ Progress = Callable[[str, int, int | None, int], None]
 """Called now and then with: source name, octets of the file read, its size or None, messages so far."""
 
 
+class Again(NamedTuple):
+    """An input, and how to read it once more."""
+
+    item: Input
+    place: int | None
+    """Where an open file stood; None: a path, or a file that cannot go back."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether it can be read once more."""
+        return self.place is not None or (isinstance(self.item, str | PathLike) and files.rereadable(self.item))
+
+    def frames(self, limits: Limits, info: SourceInfo) -> Iterator[Frames]:
+        """Its frames, once more.  Raises CaptureError when that cannot be."""
+        if not self.readable:
+            raise CaptureError(f"{info.name} can be read once only", "save it to a file first")
+        if self.place is not None and not isinstance(self.item, str | PathLike):
+            self.item.seek(self.place)
+        return files.read(self.item, limits, info)
+
+
 @dataclass
 class Result:
     """What one analysis gave."""
 
     tables: Tables
     sources: list[SourceInfo] = field(default_factory=list)
+    inputs: list[Again] = field(default_factory=list)
+    """What was read, as `sources`."""
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def damaged(self) -> bool:
@@ -167,6 +192,16 @@ def name_of(source: Input) -> str:
     return str(getattr(source, "name", "-"))
 
 
+def _place(source: Input) -> int | None:
+    """Where an open file stands, if it can be set back there."""
+    if isinstance(source, str | PathLike):
+        return None
+    try:
+        return source.tell() if source.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def in_time_order(inputs: Sequence[Input]) -> list[Input]:
     """Files of one analysis by the time of their first frame (rotated files are one stream); others as given."""
     if len(inputs) < 2 or not all(isinstance(i, str | PathLike) and fspath(i) != "-" for i in inputs):
@@ -189,10 +224,12 @@ def run(
     limits = limits or Limits()
     pipeline = Pipeline(limits, tls.read_key_logs(keylogs))
     sources: list[SourceInfo] = []
+    again: list[Again] = []
     with _collector_off():
         for item in in_time_order(inputs):
             info = SourceInfo(name_of(item))
             sources.append(info)
+            again.append(Again(item, _place(item)))
 
             def report(done: int, total: int | None, name: str = info.name) -> None:
                 if progress is not None:
@@ -202,4 +239,4 @@ def run(
                 pipeline.learn(info)
                 pipeline.feed(frames)
         tables = pipeline.finish(sources)
-    return Result(tables, sources)
+    return Result(tables, sources, again, limits)

@@ -15,6 +15,7 @@ STREET = (
     "ledger",
     "backlog",
     "analysis",
+    "slice",
     "pipeline",
     "doctor",
     "views",

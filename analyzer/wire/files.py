@@ -70,6 +70,14 @@ def peek_first_ts(path: str | os.PathLike[str] | BinaryIO) -> int | None:
     return None
 
 
+def rereadable(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names a file that can be read from its beginning again, which a pipe cannot."""
+    try:
+        return os.fspath(path) != "-" and stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def _open(path: str | os.PathLike[str] | BinaryIO, name: str) -> tuple[BinaryIO, bool]:
     """The file to read, and whether it is ours to close."""
     if not isinstance(path, str | os.PathLike):

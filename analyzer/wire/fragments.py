@@ -18,6 +18,8 @@ _COPY_AGE = 2_000_000_000
 """Nanoseconds for which a completed packet is remembered: copies come at once, identifiers come round again."""
 _COPY_SHARE = 8
 """Completed packets are remembered within this part of the bounds for incomplete ones."""
+_FRAMES = LARGEST // 8 + 1
+"""Frames remembered of one packet: as many as it can have fragments, copies included."""
 _OVERHEAD = 256
 """Octets one piece costs beside its own."""
 
@@ -51,6 +53,8 @@ class Rebuilt(NamedTuple):
     """Those captured, up to the first that was not."""
     size: int
     """Octets it had on the wire."""
+    frames: tuple[int, ...] = ()
+    """Frames of its fragments, in the order they came."""
 
 
 class Loss(NamedTuple):
@@ -80,6 +84,7 @@ class _Packet:
     """Octets in `pieces`."""
     cost: int = 0
     header: bytes | None = None
+    frames: list[int] = field(default_factory=list)
 
     def put(self, start: int, octets: bytes) -> bool:
         """Keep what is new of these octets; returns whether what is not new differs."""
@@ -151,6 +156,8 @@ class Reassembler:
         packet = self._open.get(piece.key)
         if packet is None:
             packet = self._open[piece.key] = _Packet(piece.source, piece.ts, piece.frame)
+        if piece.source == packet.source and len(packet.frames) < _FRAMES:
+            packet.frames.append(piece.frame)
         before = packet.cost
         if self._put(packet, piece, size, octets):
             self.losses.append(Loss("fragments_conflict", piece.source, piece.ts, piece.frame))
@@ -162,7 +169,7 @@ class Reassembler:
         del self._open[piece.key]
         self._cost -= packet.cost
         self._remember(piece, whole)
-        return Rebuilt(packet.header or b"", whole, packet.size or 0)
+        return Rebuilt(packet.header or b"", whole, packet.size or 0, tuple(packet.frames))
 
     def _put(self, packet: _Packet, piece: Piece, size: int, octets: bytes) -> bool:
         conflict, stop = False, piece.start + size

@@ -231,6 +231,8 @@ class Decoder:
         self._reassemblers = [Reassembler(limits) for _ in range(_FRAGMENT_LEVELS)]
         self.anomalies: list[Anomaly] = []
         """Conflicting fragments, as they come (the caller empties this); everything else is counted for `finish`."""
+        self.rebuilt: dict[int, tuple[int, ...]] | None = None
+        """Frame that completed a packet -> frames of its fragments, when a dict is put here to be filled (and emptied)."""
 
     def decode(self, frames: Frames) -> Packets:
         """The TCP segments and UDP datagrams of a batch, in capture order."""
@@ -280,6 +282,8 @@ class Decoder:
         for row, at, end, wire, six in zip(*columns, strict=True):
             piece = _piece6(walk, data, row, at, end, wire) if six else _piece4(walk, data, row, at, end, wire)
             packet = reassembler.add(piece)
+            if packet is not None and self.rebuilt is not None and packet.frames:
+                self.rebuilt[packet.frames[-1]] = packet.frames
             if packet is not None and (made := _packet6(packet) if six else _packet4(packet)):
                 extra.append(made)
                 whole = size + len(packet.header) + packet.size

@@ -8,14 +8,14 @@
 """
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.limits import Limits
 from analyzer.wire.anomalies import Anomaly
-from analyzer.wire.types import I64, U64, SourceInfo
+from analyzer.wire.types import I64, U64, Interface, SourceInfo
 from analyzer.wire.walker import PLAUSIBLE, Walker
 
 SECTION = 0x0A0D0D0A
@@ -26,7 +26,7 @@ _NUMBERED = (9, 0x0BAD, 0x4000_0BAD)
 """Blocks without a packet that Wireshark numbers as frames all the same: systemd journal and custom blocks."""
 _ORDER_MAGIC = 0x1A2B3C4D
 _TLS_KEY_LOG = 0x544C534B
-_IF_TSRESOL, _IF_TSOFFSET = 9, 14
+_IF_NAME, _IF_TSRESOL, _IF_TSOFFSET = 2, 9, 14
 _OVERHEAD = 1 << 17
 """Octets a block may have beyond its longest frame, for its options."""
 _FEW_OPTIONS = 256
@@ -35,32 +35,23 @@ _LAST = (1 << 63) - 1
 _LAST_SECOND = 9_223_372_035
 
 
-class Interface(NamedTuple):
-    """What an Interface Description Block says (if_fcslen is not needed: an IP packet's own length leaves the FCS out)."""
-
-    linktype: int
-    snaplen: int
-    resolution: int
-    """if_tsresol: units of 10^-n s, with the high bit 2^-n s."""
-    offset: int
-    """if_tsoffset, seconds."""
-
-
 def interface(body: bytes, order: str) -> Interface:
     """The body of an Interface Description Block (section 4.2)."""
     linktype, snaplen = struct.unpack_from(order + "H2xI", body)
-    resolution, offset, at = 6, 0, 8
+    resolution, offset, name, at = 6, 0, b"", 8
     while at + 4 <= len(body):
         code, size = struct.unpack_from(order + "HH", body, at)
         value = body[at + 4 : at + 4 + size]
         if code == 0:
             break
-        if code == _IF_TSRESOL and len(value) >= 1:
+        if code == _IF_NAME:
+            name = value
+        elif code == _IF_TSRESOL and len(value) >= 1:
             resolution = value[0]
         elif code == _IF_TSOFFSET and len(value) >= 8:
             (offset,) = struct.unpack_from(order + "q", value)
         at += 4 + size + -size % 4
-    return Interface(linktype, snaplen, resolution, offset)
+    return Interface(linktype, snaplen, resolution, offset, name)
 
 
 def nanoseconds(ticks: U64, resolution: int) -> I64:
@@ -119,6 +110,8 @@ class BlockWalker(Walker):
         self.order = "<"
         self.interfaces: list[Interface] = []
         """Of this section (while a run of blocks is looked at: and of the sections before it in the run)."""
+        self._forgotten = 0
+        """Interfaces of earlier sections."""
         self._secrets = 0
 
     def _advance(self, final: bool) -> bool:
@@ -179,6 +172,8 @@ class BlockWalker(Walker):
                     self._keep_secrets(body)
                 elif len(self.interfaces) < self.limits.interfaces:
                     self.interfaces.append(interface(body, self.order))
+                    if self.info.interfaces is not None:
+                        self.info.interfaces.append(self.interfaces[-1])
                 else:
                     self.start = int(at[i])
                     self._give_up(f"more than {self.limits.interfaces} interfaces")
@@ -193,6 +188,7 @@ class BlockWalker(Walker):
         if len(at):
             self._packets(numbers, at, kind, length, first, known)
         del self.interfaces[:last]
+        self._forgotten += last
 
     def _packets(self, number: I64, at: I64, kind: _Words, length: I64, first: I64 | int, known: I64 | int) -> None:
         """Read packet blocks: Enhanced (4.3), Simple (4.4), Packet (4.5 in older drafts).
@@ -231,7 +227,8 @@ class BlockWalker(Walker):
             self._fold_damage("packets longer than their blocks, cut to those", number[long], int(ts[long][0]))
             captured = np.minimum(captured, room)
         linktypes = np.array([i.linktype for i in self.interfaces], np.uint16)
-        self._add(number, data, captured, wire, ts, linktypes[which])
+        met = None if self.info.interfaces is None else which + self._forgotten
+        self._add(number, data, captured, wire, ts, linktypes[which], met)
 
     def _times(self, ticks: U64, which: I64) -> I64:
         low = int(which.min())

@@ -6,7 +6,6 @@
 """
 
 import os
-import struct
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,16 +15,14 @@ from time import gmtime, strftime
 import numpy as np
 
 from analyzer.errors import CaptureError
+from analyzer.wire import blocks
 from analyzer.wire.types import Frames
 
 _KB = 1000
 """Octets of a `filesize` unit, as dumpcap counts."""
 _SECOND = 1_000_000_000
-_SECTION, _INTERFACE, _STATISTICS, _PACKET, _SECRETS = 0x0A0D0D0A, 1, 5, 6, 10
-_TLS_KEY_LOG = 0x544C534B
 _PACKET_HEAD = 28
 """Octets of an Enhanced Packet Block before its frame; 4 more follow it."""
-_SNAPLEN = 262_144
 
 
 @dataclass(frozen=True)
@@ -67,29 +64,6 @@ def parse_rule(texts: tuple[str, ...]) -> RingRule:
     return rule
 
 
-def _option(code: int, value: bytes) -> bytes:
-    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
-
-
-def _block(kind: int, body: bytes) -> bytes:
-    size = 12 + len(body)
-    return struct.pack("<II", kind, size) + body + struct.pack("<I", size)
-
-
-def _section_block(program: str) -> bytes:
-    return _block(_SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + _option(4, program.encode()) + bytes(4))
-
-
-def _interface_block(name: str, linktype: int) -> bytes:
-    options = _option(2, name.encode("utf-8", "replace")) + _option(9, b"\x09") + bytes(4)
-    return _block(_INTERFACE, struct.pack("<HHI", linktype, 0, _SNAPLEN) + options)
-
-
-def _statistics_block(interface: int, ts: int, received: int, dropped: int) -> bytes:
-    head = struct.pack("<III", interface, ts >> 32, ts & 0xFFFFFFFF)
-    return _block(_STATISTICS, head + _option(4, struct.pack("<Q", received)) + _option(5, struct.pack("<Q", dropped)) + bytes(4))
-
-
 def packet_blocks(frames: Frames, interfaces: np.ndarray[tuple[int], np.dtype[np.uint32]], first: int, last: int) -> bytearray:
     """Enhanced Packet Blocks of frames `first` up to `last`, times in nanoseconds."""
     length = frames.length[first:last]
@@ -99,7 +73,7 @@ def packet_blocks(frames: Frames, interfaces: np.ndarray[tuple[int], np.dtype[np
     words = np.frombuffer(made, "<u4")
     word = place // 4
     ts = frames.ts[first:last]
-    columns = (_PACKET, size, interfaces[first:last], ts >> 32, ts & 0xFFFFFFFF, length, frames.wire_length[first:last])
+    columns = (blocks.PACKET, size, interfaces[first:last], ts >> 32, ts & 0xFFFFFFFF, length, frames.wire_length[first:last])
     for i, column in enumerate(columns):
         words[word + i] = column
     words[word + size // 4 - 1] = size
@@ -142,8 +116,7 @@ class CaptureFile:
             last = self._room(frames, first)
             if last > first:
                 codes = self._codes(frames)
-                blocks = packet_blocks(frames, codes, first, last)
-                self._put(blocks)
+                self._put(packet_blocks(frames, codes, first, last))
                 if self._since is None:
                     self._since = int(frames.ts[first])
                 self._packets += last - first
@@ -156,7 +129,7 @@ class CaptureFile:
         """Keep TLS key logs that came with the frames (Decryption Secrets Blocks), in each file."""
         for text in texts[len(self._secrets) :]:
             self._secrets.append(text)
-            self._put(self._secrets_block(text))
+            self._put(blocks.secrets(text))
 
     def turn(self) -> None:
         """End this file and begin the next."""
@@ -166,7 +139,7 @@ class CaptureFile:
     def close(self, received: int | None = None, dropped: int | None = None) -> None:
         """End the last file; the counters of the capture go into it."""
         if self._fd >= 0 and received is not None and self._interfaces:
-            self._put(_statistics_block(0, self._last, received, dropped or 0))
+            self._put(blocks.statistics(0, self._last, received, dropped or 0))
         self._end()
 
     def _room(self, frames: Frames, first: int) -> int:
@@ -186,18 +159,14 @@ class CaptureFile:
 
     def _codes(self, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
         """Interface number of each frame; interfaces new to this file are described in it first."""
-        codes = np.zeros(len(frames), np.uint32)
+        codes, source = np.zeros(len(frames), np.uint32), frames.source
         for linktype in np.unique(frames.linktype).tolist():
-            key = (frames.source, linktype)
+            key = (source, linktype)
             if key not in self._interfaces:
-                self._put(_interface_block(*key))
+                self._put(blocks.interface(source.encode("utf-8", "replace"), linktype))
                 self._interfaces[key] = len(self._interfaces)
             codes[frames.linktype == linktype] = self._interfaces[key]
         return codes
-
-    @staticmethod
-    def _secrets_block(text: bytes) -> bytes:
-        return _block(_SECRETS, struct.pack("<II", _TLS_KEY_LOG, len(text)) + text + bytes(-len(text) % 4))
 
     def _open(self) -> None:
         self._number += 1
@@ -217,7 +186,7 @@ class CaptureFile:
         while self.rule.files is not None and len(self._kept) > self.rule.files:
             with suppress(OSError):
                 self._kept.popleft().unlink()
-        self._put(_section_block(self._program) + b"".join(map(self._secrets_block, self._secrets)))
+        self._put(blocks.section(self._program) + b"".join(map(blocks.secrets, self._secrets)))
 
     def _put(self, octets: bytes | bytearray) -> None:
         if self._fd < 0:

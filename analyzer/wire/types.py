@@ -40,6 +40,8 @@ class Frames:
     """Octets on the wire (>= length when the capture was cut by its snap length)."""
     linktype: U16
     """LINKTYPE_ value per frame (a pcapng file may mix them)."""
+    interface: I64 | None = None
+    """Which of `SourceInfo.interfaces` each frame came by; None when they were not asked for, or the file has none."""
 
     def __len__(self) -> int:
         return len(self.number)
@@ -174,6 +176,19 @@ class Attempt(NamedTuple):
     """SYN segments seen, retransmissions included."""
 
 
+class Interface(NamedTuple):
+    """What an Interface Description Block says (if_fcslen is not needed: an IP packet's own length leaves the FCS out)."""
+
+    linktype: int
+    snaplen: int
+    resolution: int
+    """if_tsresol: units of 10^-n s, with the high bit 2^-n s."""
+    offset: int
+    """if_tsoffset, seconds."""
+    name: bytes = b""
+    """if_name."""
+
+
 @dataclass(slots=True)
 class Damage:
     """Part of an input that could not be read; makes the exit status 1."""
@@ -204,3 +219,5 @@ class SourceInfo:
     """Odd, but readable (clock jumps): rows of `anomalies` that leave the exit status alone."""
     secrets: list[bytes] = field(default_factory=list)
     """TLS key log texts out of pcapng Decryption Secrets Blocks; never shown."""
+    interfaces: list[Interface] | None = None
+    """The interfaces of a pcapng file in the order described, when a list is given here to be filled."""

@@ -49,6 +49,7 @@ class Walker(ABC):
         self.last_ts: int | None = None
         self._numbered = 0
         self._held: list[tuple[I64, I64, NDArray[Any], NDArray[Any], I64, int | U16]] = []
+        self._interfaces: list[I64] = []
         self._taken = False
         self._restarts = 0
         self._reach = 1 << 40
@@ -98,7 +99,8 @@ class Walker(ABC):
         if not self._held:
             return None
         number, offset, length, wire, ts, linktype = zip(*self._held, strict=True)
-        self._held, self._taken = [], True
+        interfaces = np.concatenate(self._interfaces) if self._interfaces else None
+        self._held, self._interfaces, self._taken = [], [], True
         return Frames(
             source=self.name,
             data=self.buf,
@@ -108,6 +110,7 @@ class Walker(ABC):
             length=np.concatenate(length, dtype=np.int64),
             wire_length=np.concatenate(wire, dtype=np.int64),
             linktype=np.concatenate([np.full(len(n), kind, np.uint16) for n, kind in zip(number, linktype, strict=True)]),
+            interface=interfaces,
         )
 
     def finish(self, why: str | None = None) -> Frames | None:
@@ -152,7 +155,16 @@ class Walker(ABC):
         self.base += self.start
         self.start, self.end, self._taken = 0, self.end - self.start, False
 
-    def _add(self, number: I64, offset: I64, length: NDArray[Any], wire: NDArray[Any], ts: I64, linktype: int | U16) -> None:
+    def _add(
+        self,
+        number: I64,
+        offset: I64,
+        length: NDArray[Any],
+        wire: NDArray[Any],
+        ts: I64,
+        linktype: int | U16,
+        interface: I64 | None = None,
+    ) -> None:
         """Keep a run of frames (columns as in Frames; any integer type for the lengths)."""
         if not len(offset):
             return
@@ -160,6 +172,8 @@ class Walker(ABC):
         wire = np.maximum(length, wire)
         self._watch_clock(ts, number)
         self._held.append((number, offset, length, wire, ts, linktype))
+        if interface is not None:
+            self._interfaces.append(interface)
         info = self.info
         first, last = int(ts.min()), int(ts.max())
         info.ts_first = first if info.ts_first is None else min(first, info.ts_first)
