@@ -100,8 +100,12 @@ class Analysis:
     def describe(self, table: str) -> pd.DataFrame:
         """The columns of a table: name, kind, meaning.  Raises KeyError for a table that does not exist."""
         from analyzer.tables.frames import describe
+        from analyzer.views.columns import Columns
 
-        return describe(table)
+        return Columns(describe(table))
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     def trace(self, message: str) -> Trace:
         """One message, by Message-ID (with or without angle brackets) or trace id.

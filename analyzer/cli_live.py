@@ -266,14 +266,14 @@ def _watch_screen(plan: "Plan", ascii_only: bool) -> int:
 
     from analyzer.cli import _look
     from analyzer.live import Live
-    from analyzer.views.live import screen, summary
+    from analyzer.views.live import summary
 
     styles = {"dim": "dim", "bold": "bold", "good": "green", "warn": "yellow", "bad": "bold red", "name": "cyan"}
     if os.environ.get("NO_COLOR"):
         styles = {}
     console = Console(highlight=False, markup=False, emoji=False)
     said: list[str] = []
-    begun = due = time.monotonic()
+    due = time.monotonic()
 
     def show(live: Live) -> None:
         nonlocal due
@@ -281,19 +281,7 @@ def _watch_screen(plan: "Plan", ascii_only: bool) -> int:
         if now < due:
             return
         due = now + 1 / _REFRESH
-        counts, standing = live.counts, live.standing
-        page = screen(
-            _look(ascii_only),
-            live.info.name,
-            now - begun,
-            (counts.packets, counts.dropped, counts.shed, counts.hops),
-            standing.outcomes + counts.messages,
-            standing.latency,
-            standing.messages,
-            live.latest,
-            standing.ts,
-            console.height - len(said[-2:]),
-        )
+        page = live.page(_look(ascii_only), console.height - len(said[-2:]))
         lines = [Text.assemble(*((span.text, styles.get(span.style, "")) for span in line)) for line in page.lines]
         text = Text("\n", no_wrap=True, overflow="ellipsis").join([*lines, *map(Text, said[-2:])])
         text.no_wrap, text.overflow = True, "ellipsis"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from os.path import basename
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from analyzer.wire.types import Frames, SourceInfo
 
 if TYPE_CHECKING:
     from analyzer.analysis import Analysis
+    from analyzer.views.text import Look, Page
 
 _TICK = 0.2
 """Seconds after which something is looked at when no packets come."""
@@ -55,6 +57,8 @@ _LATEST = 200
 """Hops kept for the watch screen."""
 _MANY = 200_000
 """Packets still to be analyzed at the end that are worth a word."""
+_HEIGHT = 30
+"""Lines of the watch screen where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -214,12 +218,17 @@ class Live:
         self._worker: threading.Thread | None = None
         self._result: Result | None = None
         self._trouble: BaseException | None = None
+        self.info = SourceInfo(", ".join(plan.interfaces))
+        self._begun = time.monotonic()
+        self._over: float | None = None
+        """When it was over, on the clock of `_begun`."""
 
     # the life of a capture
 
     def begin(self) -> None:
         """Begin to capture.  Raises MailhopError when that is not possible."""
         plan = self.plan
+        self._begun = time.monotonic()
         self._key_logs = tls.KeyLogs(plan.keylogs, follow=True)
         pipeline = Pipeline(self.limits, self._key_logs.secrets)
         self._pipeline = pipeline
@@ -484,7 +493,7 @@ class Live:
             self._now,
             [m for m in messages if m.outcome not in DECIDED],
             Counter(m.outcome for m in messages),
-            _latency(told.hops) if self._on_tick is not None else {},
+            _latency(told.hops) if self._on_tick is not None or self.plan.keep else {},
         )
 
     def _show_open(self, told: Told, over: set[str]) -> None:
@@ -531,6 +540,8 @@ class Live:
             self._result = Result(told, [self.info])
             for message in self._ledger.last_messages:
                 self._finished(message)
+            self.standing = Standing(self._now, latency=_latency(told.rows("hops")) if self.plan.keep else {})
+            self._over = time.monotonic()
         with self._file_lock:
             if self._file is not None:
                 self._file.close(self.info.frames, self.counts.dropped)
@@ -567,6 +578,38 @@ class Live:
                 tables.extend(name, getattr(told, name))
             tables.extend("dns", map(told.dns, self._ledger.lookups))
             return Analysis(Result(tables, [self.info]))
+
+    def page(self, look: "Look", height: int = _HEIGHT) -> "Page":
+        """The watch screen as it is now."""
+        from analyzer.views.live import screen
+
+        counts, standing = self.counts, self.standing
+        numbers = (counts.packets, counts.dropped, counts.shed, counts.hops)
+        outcomes = standing.outcomes + counts.messages
+        waiting, latest = standing.messages, self.latest
+        seconds = (self._over or time.monotonic()) - self._begun
+        name = basename(self.info.name) or self.info.name
+        return screen(look, name, seconds, numbers, outcomes, standing.latency, waiting, latest, standing.ts, height)
+
+    def __repr__(self) -> str:
+        from analyzer.views.text import Look
+
+        return str(self.page(Look()))
+
+    def _repr_html_(self) -> str:
+        from analyzer.views.notebook import page_html
+        from analyzer.views.text import Look
+
+        return page_html(self.page(Look()))
+
+    def watch(self, seconds: float | None = None, every: float = 0.5) -> None:
+        """Show the capture and renew the picture until it ends, `seconds` are over, or it is interrupted."""
+        from analyzer.views.notebook import renewing
+
+        until = None if seconds is None else time.monotonic() + seconds
+        with renewing(self) as renew, suppress(KeyboardInterrupt):
+            while not self.wait(every) and (until is None or time.monotonic() < until):
+                renew()
 
     def __enter__(self) -> "Live":
         self.begin()

@@ -373,7 +373,7 @@ def _leg_steps(leg: Leg) -> Iterator[tuple[int, str, bool, str, int | None]]:
         yield s.ts_eom, "eom", False, f"{s.size} octets" if s.complete else f"{s.size} octets seen", None
     outcome = "accepted" if s.outcome == "partial" else s.outcome
     if outcome in ("accepted", "rejected", "deferred", "aborted"):
-        reply = " ".join(str(x) for x in (s.code, s.enhanced_code, s.reply_text) if x is not None)
+        reply = " ".join(str(x) for x in (s.code, s.reply_text) if x is not None)  # the text begins with the enhanced code
         yield _last(s), outcome, outcome != "aborted", reply, s.last_frame
 
 

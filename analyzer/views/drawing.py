@@ -28,6 +28,9 @@ ARROWS = 500
 FOLD_FROM, FOLD_TO = 0.25, 0.08
 """A pause longer than this share of the busy time is folded, and drawn as long as that share."""
 
+LONG = 100_000_000
+"""Nanoseconds from which a wait is named beside its line when it is folded too short to hold the words."""
+
 FILL = {
     "dns": "#8b6fd6",
     "connect": "#7c8aa0",
@@ -40,6 +43,8 @@ FILL = {
     "event": "#4a8fe0",
 }
 """Phase -> colour that stands out on white and on black; the phase's name stands in or beside the bar, too."""
+LEGEND = {"dns": "DNS", "tls": "TLS", "auth": "login", "accept": "last reply", "event": "mailbox event"}
+"""Phase -> its word in the legend, when it is another."""
 MARKS = {"accepted": "✓", "deferred": "!", "partial": "!", "rejected": "✗", "aborted": "✗", "unknown": "?"}
 """Outcome of a hop -> its sign."""
 OUTCOME = {"accepted": "good", "deferred": "warn", "partial": "warn", "rejected": "bad", "aborted": "bad"}
@@ -131,8 +136,19 @@ def draw(trace: Trace) -> Drawing:
     return Drawing(origin, lanes.lanes, rows, arrows[:ARROWS], folded(spans, ends), max(len(arrows) - ARROWS, 0))
 
 
-def _in_time(arrow: Arrow) -> tuple[bool, int]:
-    return arrow.at is None, arrow.at or 0
+def only(drawing: Drawing, hop: int) -> Drawing:
+    """The part of a drawing that one hop is: its rows and arrows, and the lanes between which they go."""
+    arrows = [arrow for arrow in drawing.arrows if arrow.hop == hop]
+    used = sorted({number for arrow in arrows for number in (arrow.start, arrow.end) if number >= 0})
+    place = {number: i for i, number in enumerate(used)} | {-1: -1}
+    moved = [arrow._replace(start=place[arrow.start], end=place[arrow.end]) for arrow in arrows]
+    rows = [row for row in drawing.rows if row.hop == hop]
+    return drawing._replace(lanes=[drawing.lanes[number] for number in used], rows=rows, arrows=moved, omitted=0)
+
+
+def _in_time(arrow: Arrow) -> tuple[bool, int, bool]:
+    """In time order; a farewell that came in the same frame as the end of the message stands after it."""
+    return arrow.at is None, arrow.at or 0, arrow.text.startswith(("QUIT", "221"))
 
 
 # lanes
@@ -347,11 +363,11 @@ def _arrows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Arrow]:
         told[hop.hop] = list(trace.spoken(hop))
         for command in told[hop.hop]:
             yield from _command(command, hop, source_of.get(command.session_id), origin, lanes)
-    answered = {(c.session_id, c.ts_reply) for commands in told.values() for c in commands}
+    answered = {(c.session_id, c.ts_reply, c.status) for commands in told.values() for c in commands}
     for step in trace.timeline:
         if step.event in _SAID and told.get(step.hop or 0):
             continue
-        if step.event in OUTCOME and (step.session_id, step.ts) in answered:
+        if step.event in OUTCOME and (step.session_id, step.ts, step.detail.partition(" ")[0]) in answered:
             continue
         start = lanes.lane(step.actor_ip, None, step.actor_role)
         end = lanes.lane(step.peer_ip, None, step.peer_role)
@@ -515,7 +531,8 @@ def fit(text: str, pixels: float) -> str:
 def waterfall(drawing: Drawing) -> str:
     """Bars for every hop and its phases, lookups and waits, as SVG."""
     room = WIDTH - LABELS - 20
-    height = TOP + LINE * len(drawing.rows) + 8
+    bottom = TOP + LINE * len(drawing.rows)
+    height = bottom + 56
     svg = Svg(WIDTH, height, f"Waterfall of {counted(len(drawing.rows), 'row')}; the trace's text says the same")
 
     def x(at: int) -> float:
@@ -525,8 +542,9 @@ def waterfall(drawing: Drawing) -> str:
     for at in ticks(drawing.scale, 7):
         if x(at) - right > 55 and x(at) < WIDTH - 30:
             right = x(at)
-            svg.line(right, TOP - 4, right, height, stroke_opacity=0.12)
+            svg.line(right, TOP - 4, right, bottom, stroke_opacity=0.12)
             svg.text(right, TOP - 10, _clock(at), text_anchor="middle", fill_opacity=0.65, font_size=11)
+    labelled, low = -100.0, False
     for start, end in folds(drawing.scale):
         svg.add(
             "rect",
@@ -534,13 +552,32 @@ def waterfall(drawing: Drawing) -> str:
             x=x(start),
             y=TOP - 4,
             width=x(end) - x(start),
-            height=height - TOP + 4,
+            height=bottom - TOP + 4,
             fill_opacity=0.06,
         )
-        svg.text((x(start) + x(end)) / 2, height - 1, f"⋯ {duration((end - start) / 1e9)} ⋯", text_anchor="middle", font_size=10)
+        middle = (x(start) + x(end)) / 2
+        low = middle - labelled < 70 and not low
+        labelled = middle
+        words = f"⋯ {duration((end - start) / 1e9)} ⋯"
+        svg.text(middle, bottom + (25 if low else 13), words, text_anchor="middle", font_size=10)
     for i, row in enumerate(drawing.rows):
         _waterfall_row(svg, row, TOP + LINE * i, x)
+    _legend(svg, {bar.phase for row in drawing.rows for bar in row.bars}, height - 8)
     return str(svg)
+
+
+def _legend(svg: Svg, used: set[str], y: float) -> None:
+    """What the colours mean, as far as they were used."""
+    left = 0.0
+    for phase, colour in FILL.items():
+        if phase in used:
+            if phase == "event":
+                svg.add("path", d=f"M{left + 6} {y - 10}l6 6l-6 6l-6-6z", fill=colour)
+            else:
+                svg.add("rect", x=left, y=y - 9, width=12, height=10, rx=2, fill=colour)
+            word = LEGEND.get(phase, phase)
+            svg.text(left + 17, y, word, font_size=11, fill_opacity=0.75)
+            left += 34 + len(word) * _LETTER
 
 
 def _waterfall_row(svg: Svg, row: Row, top: float, x: Place) -> None:
@@ -555,6 +592,11 @@ def _waterfall_row(svg: Svg, row: Row, top: float, x: Place) -> None:
         title = f"{bar.phase} {duration(bar.length / 1e9)} at {_clock(bar.start)} {bar.detail}"
         if bar.phase == "queue":
             svg.line(left, middle, left + width, middle, stroke_dasharray="1.5 4", stroke_width=2, stroke_opacity=0.6)
+            words = f"{'mailbox' if 'mailbox' in bar.detail else 'queue'} {duration(bar.length / 1e9)}"
+            if width > len(words) * _LETTER + 6:
+                svg.text(left + width / 2, middle - 5, words, text_anchor="middle", font_size=11, fill_opacity=0.65)
+            elif bar.length >= LONG and left - LABELS > len(words) * _LETTER + 10:
+                svg.text(left - 6, middle + 4, words, text_anchor="end", font_size=11, fill_opacity=0.65)
         elif bar.phase == "whole":
             dash = "4 3" if row.basis != "observed" else None
             svg.add(
@@ -596,7 +638,8 @@ def _clock(at: int) -> str:
 
 def ladder(drawing: Drawing) -> str:
     """Lanes for hosts, arrows for what they said, in time order, as SVG."""
-    left, gap, line, top = 80, 168, 24, 62
+    left, line, top = 80, 24, 62
+    gap = min(max((WIDTH - left - 160) / max(len(drawing.lanes) - 1, 1), 168), 260)
     width = left + gap * max(len(drawing.lanes) - 1, 1) + 100
     groups = list(_with_headings(drawing.arrows))
     height = top + line * len(groups) + 12

@@ -24,7 +24,7 @@ from analyzer.tables.visible import visible
 from analyzer.views.drawing import FILL, MARKS, OUTCOME, Arrow, Bar, Drawing, Lane, Row, draw, role_word
 from analyzer.views.overview import OUTCOMES, STYLE, sender
 from analyzer.views.rolemap import RoleMap
-from analyzer.views.telling import PHASES
+from analyzer.views.telling import PHASES, not_seen, time_went
 from analyzer.views.text import Look, counted, date, duration
 from analyzer.views.trace import Trace, gather_all, wireshark
 from analyzer.wire.types import SourceInfo
@@ -78,6 +78,10 @@ class Detail(NamedTuple):
     """Hop, earlier hop, keys, score, conflicts."""
     filters: list[tuple[str, str]]
     """Source and the filter that shows the whole message there."""
+    spent: str
+    """Where the time went, in one sentence."""
+    unseen: list[str]
+    """What the packets do not show."""
 
 
 class Delay(NamedTuple):
@@ -243,7 +247,8 @@ def _detail(trace: Trace) -> Detail:
         for row in trace.links[:EVIDENCE]
     ]
     filters = [(_LOOK.safe(source), text) for source, text in wireshark(trace).items()]
-    return Detail(packed(draw(trace)), hops, fates, odd, joins, filters)
+    unseen = not_seen(trace, _LOOK)[:EVIDENCE]
+    return Detail(packed(draw(trace)), hops, fates, odd, joins, filters, time_went(trace), unseen)
 
 
 def packed(drawing: Drawing) -> Any:

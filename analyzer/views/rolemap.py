@@ -13,7 +13,7 @@ COLUMNS = ("mua", "msa", "mta", "mx", "mda", "store", "reader")
 """Roles from left to right; a `store` serves mailboxes, a `reader` is a MUA that fetches."""
 MOST = 12
 """Hosts drawn in one column."""
-_GAP, _LINE, _BOX, _TOP = 172, 58, 130, 34
+_GAP, _LINE, _BOX, _TOP = 172, 58, 136, 34
 _LOOK = Look()
 
 

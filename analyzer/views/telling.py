@@ -13,6 +13,8 @@ from analyzer.views.trace import Question, Trace, asked, wireshark
 LINES = 40
 """Lines of lookups, events or recipients shown of one hop; --json has them all."""
 
+NAME = 40
+"""Columns that a host's name may take."""
 SHORTEST_PHASE = 0.00005
 """Seconds below which a phase is not worth a word."""
 PHASES = {
@@ -45,28 +47,91 @@ class _Cost(NamedTuple):
     hop: Hop
 
 
+def dialogue(trace: Trace, hop: Hop, look: Look) -> Page:
+    """What client and server said on one hop."""
+    return _Telling(trace, look, True, hop).page
+
+
+def names(trace: Trace, look: Look) -> dict[int, tuple[str, str]]:
+    """Hop -> what its client and its server are called: by their names, or by their addresses."""
+    known = {ip: host.names[0] for host in trace.hosts if host.names for ip in host.ips}
+
+    def called(name: str | None, ip: str | None) -> str:
+        return look.short(name or known.get(ip or "") or ip or "an unseen host", NAME)
+
+    return {h.hop: (called(h.client_name, h.client_ip), called(h.server_name, h.server_ip)) for h in trace.hops}
+
+
+def _costs(trace: Trace) -> list[_Cost]:
+    return [
+        _Cost(value, name, hop)
+        for hop in trace.hops
+        if hop.kind != "retrieve" and not trace.made_good(hop)
+        for name in PHASES
+        if (value := getattr(hop, name)) is not None and value > 0
+    ]
+
+
+def time_went(trace: Trace, costs: list[_Cost] | None = None) -> str:
+    """Where the time went, in one sentence."""
+    costs = _costs(trace) if costs is None else costs
+    if not costs:
+        return "Nothing here tells: no phase of a hop was seen whole."
+    most = max(costs, key=lambda cost: cost.seconds)
+    client, server = names(trace, Look())[most.hop.hop]
+    total = trace.message.elapsed_s
+    share = f" of {duration(total)} ({most.seconds / total:.0%})" if total and total >= most.seconds else ""
+    said = f"{duration(most.seconds)}{share} {PHASES[most.phase].format(client=client, server=server)}"
+    said += f"{' before' if most.phase in ('queue_s', 'dns_s') else ','} hop {most.hop.hop}"
+    if most.phase == "queue_s":
+        tries = len(trace.tries(most.hop))
+        vain = sum(step.hop == most.hop.hop for step in trace.failed())
+        said += f", {counted(tries, 'refused try', 'refused tries')} included" if tries else ""
+        said += f", {counted(vain, 'connection')} that came to nothing included" if vain else ""
+    return said + "."
+
+
+def not_seen(trace: Trace, look: Look) -> list[str]:
+    """What the packets do not show, a sentence each."""
+    lines = []
+    called = names(trace, look)
+    for hop in trace.hops:
+        client, server = called[hop.hop]
+        way = f"hop {hop.hop}, {client} {look.arrow} {server},"
+        if hop.basis == "claimed":
+            lines.append(f"{way} is not in the capture: trace fields of the message claim it")
+        elif hop.basis == "matched":
+            lines.append(f"{way} crossed in TLS that cannot be read: ends and times match the trace fields")
+        elif hop.complete is False:
+            lines.append(f"{way} is in the capture with holes: no digest can be given")
+    if trace.message.outcome == "relayed":
+        lines.append("what the last server did with the message")
+    return lines
+
+
 class _Telling:
     """The page of one trace, part by part."""
 
-    def __init__(self, trace: Trace, look: Look, dialogue: bool) -> None:
+    def __init__(self, trace: Trace, look: Look, dialogue: bool, only: Hop | None = None) -> None:
         self.trace = trace
         self.dialogue = dialogue
         self.look = look
         self.page = Page(look)
         self.start = trace.message.ts_first
-        self.known = {ip: look.short(host.names[0], 40) for host in trace.hosts if host.names for ip in host.ips}
-        self.names = {hop.hop: (self.host(hop, "client"), self.host(hop, "server")) for hop in trace.hops}
+        self.known = {ip: look.short(host.names[0], NAME) for host in trace.hosts if host.names for ip in host.ips}
+        self.names = names(trace, look)
         for hop in trace.hops:
             self.known |= {hop.client_ip or "": self.names[hop.hop][0], hop.server_ip or "": self.names[hop.hop][1]}
+        if only is not None:
+            ends = [self.actor(only, end, True) for end in ("client", "server")]
+            port = f":{only.server_port}" if only.server_port else ""
+            self.page.line(Span(f"hop {only.hop}  ", "dim"), Span("C: ", "name"), ends[0], Span("  S: ", "good"), ends[1] + port)
+            self.spoken(only)
+            return
         for part in (self.title, self.chains, self.hops, self.time, self.unseen, self.fates, self.odd, self.why, self.packets):
             part()
 
     # words
-
-    def host(self, hop: Hop, end: str) -> str:
-        """A host by its name, or its address."""
-        name, ip = (hop.client_name, hop.client_ip) if end == "client" else (hop.server_name, hop.server_ip)
-        return self.look.short(name or self.known.get(ip or "") or ip or "an unseen host", 40)
 
     def actor(self, hop: Hop, end: str, address: bool = False) -> str:
         """A host with its role: `MX mx.b.test`."""
@@ -250,22 +315,31 @@ class _Telling:
             self.spoken(hop)
 
     def spoken(self, hop: Hop) -> None:
-        """The dialogue of a hop's session, as far as it was this message's."""
+        """The dialogue of a hop's session, as far as it was this message's, and what became of it in the mailbox."""
+        said: list[tuple[int | None, str, str]] = []
         for command in self.trace.spoken(hop):
-            said = " ".join(filter(None, [command.verb, self.look.short(command.argument, 200)]))
+            words = " ".join(filter(None, [command.verb, self.look.short(command.argument, 200)]))
             reply = " ".join(filter(None, [command.status, self.look.short(command.reply_text, 200)]))
-            self.line_of(command.ts, "C:", said)
-            self.line_of(command.ts_reply, "S:", reply)
+            said += [(command.ts, "C:", words), (command.ts_reply, "S:", reply)]
+        message = f"({octets(hop.size)} of message)" if hop.size is not None else "(message)"
         if hop.kind in ("submit", "relay", "deliver") and hop.ts_eom is not None:
-            self.line_of(hop.ts_data, "C:", f"({octets(hop.size)} of message)" if hop.size is not None else "(message)")
-            self.line_of(
-                hop.ts_end, "S:", " ".join(str(part) for part in (hop.code, self.look.short(hop.reply_text, 200)) if part)
-            )
+            reply = " ".join(str(part) for part in (hop.code, self.look.short(hop.reply_text, 200)) if part)
+            said.append((hop.ts_eom, "C:", message))
+            if (hop.ts_end, "S:", reply) not in said:
+                said.append((hop.ts_end, "S:", reply))
+        elif hop.kind == "retrieve":
+            said.append((hop.ts_end, "S:", message))
+        for step in self.trace.timeline:
+            if step.hop == hop.hop and step.event in MAILBOX:
+                said.append((step.ts, self.look.dot, f"{step.event} {self.look.short(step.detail, 200)}"))
+        for line in sorted(said, key=lambda line: (line[0] or 0, line[2].startswith(("QUIT", "221")))):
+            self.line_of(*line)
 
     def line_of(self, ts: int | None, who: str, said: str) -> None:
         """A line of the dialogue."""
         if said:
-            self.page.wrapped(f"      {self.after(ts):>10}  {who:>7}  ", said.split(" "))
+            first = f"      {self.after(ts):>10}  {who:>7}  "
+            self.page.wrapped(first, [Span(word, "name" if who == "C:" else "") for word in said.split(" ")])
 
     def recipients(self, hop: Hop, rows: list[RecipientRow]) -> list[str | Span]:
         words: list[str | Span] = []
@@ -321,29 +395,10 @@ class _Telling:
 
     def time(self) -> None:
         self.heading("Where the time went")
-        costs = [
-            _Cost(value, name, hop)
-            for hop in self.trace.hops
-            if hop.kind != "retrieve" and not self.trace.made_good(hop)
-            for name in PHASES
-            if (value := getattr(hop, name)) is not None and value > 0
-        ]
-        if not costs:
-            self.page.line("  Nothing here tells: no phase of a hop was seen whole.")
-            return
-        most = max(costs, key=lambda cost: cost.seconds)
-        names = dict(zip(("client", "server"), self.names[most.hop.hop], strict=True))
-        total = self.trace.message.elapsed_s
-        share = f" of {duration(total)} ({most.seconds / total:.0%})" if total and total >= most.seconds else ""
-        where = PHASES[most.phase].format(**names)
-        before = " before" if most.phase in ("queue_s", "dns_s") else ","
-        tries = len(self.trace.tries(most.hop)) if most.phase == "queue_s" else 0
-        refused = f", {counted(tries, 'refused try', 'refused tries')} included" if tries else ""
-        vain = [step for step in self.trace.failed() if step.hop == most.hop.hop] if most.phase == "queue_s" else []
-        if vain:
-            refused += f", {counted(len(vain), 'connection')} that came to nothing included"
-        self.page.wrapped("  ", f"{duration(most.seconds)}{share} {where}{before} hop {most.hop.hop}{refused}.".split(" "))
-        self.bars(costs, total)
+        costs = _costs(self.trace)
+        self.page.wrapped("  ", time_went(self.trace, costs).split(" "))
+        if costs:
+            self.bars(costs, self.trace.message.elapsed_s)
 
     def bars(self, costs: list[_Cost], total: float | None) -> None:
         """The largest phases as bars."""
@@ -356,18 +411,7 @@ class _Telling:
 
     def unseen(self) -> None:
         """What the packets do not show."""
-        lines = []
-        for hop in self.trace.hops:
-            client, server = self.names[hop.hop]
-            way = f"hop {hop.hop}, {client} {self.look.arrow} {server},"
-            if hop.basis == "claimed":
-                lines.append(f"{way} is not in the capture: trace fields of the message claim it")
-            elif hop.basis == "matched":
-                lines.append(f"{way} crossed in TLS that cannot be read: ends and times match the trace fields")
-            elif hop.complete is False:
-                lines.append(f"{way} is in the capture with holes: no digest can be given")
-        if self.trace.message.outcome == "relayed":
-            lines.append("what the last server did with the message")
+        lines = not_seen(self.trace, self.look)
         if lines:
             self.heading("Not seen")
             for line in lines:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyzer.errors import MessageNotFound
 from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
@@ -21,6 +21,9 @@ from analyzer.tables.export import json_lines
 from analyzer.tables.visible import visible
 from analyzer.views.text import Look, Page
 from analyzer.wire.anomalies import Anomaly
+
+if TYPE_CHECKING:
+    from analyzer.views.notebook import Shown
 
 MATCHES = 20
 """Messages named when several answer to a selector."""
@@ -79,6 +82,42 @@ class Trace:
         from analyzer.views.telling import tell
 
         return tell(self, look, dialogue)
+
+    def waterfall(self) -> "Shown":
+        """The waterfall alone: a bar for every hop and its phases, lookups and waits."""
+        from analyzer.views.drawing import draw, waterfall
+        from analyzer.views.notebook import picture
+
+        return picture(waterfall(draw(self)), str(self))
+
+    def ladder(self, hop: int | None = None) -> "Shown":
+        """The ladder alone: what was said, from lane to lane; of one hop, or of all."""
+        from analyzer.views.drawing import draw, ladder, only
+        from analyzer.views.notebook import picture
+
+        drawing = draw(self)
+        text = str(self) if hop is None else str(self.dialogue(hop))
+        return picture(ladder(drawing if hop is None else only(drawing, hop)), text)
+
+    def dialogue(self, hop: int) -> "Shown":
+        """What client and server said on a hop.  Raises KeyError for a hop that does not exist."""
+        from analyzer.views.notebook import page
+        from analyzer.views.telling import dialogue
+
+        found = next((each for each in self.hops if each.hop == hop), None)
+        if found is None:
+            raise KeyError(hop)
+        return page(dialogue(self, found, Look()))
+
+    @property
+    def time_went(self) -> str:
+        """Where the time went, in one sentence."""
+        from analyzer.views.telling import time_went
+
+        return time_went(self)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_")]
 
     def rows(self, table: str) -> list[Any]:
         """The message's rows of a table."""

@@ -29,7 +29,7 @@
     if (value === null || value === undefined) return "";
     const sign = value < 0 ? "-" : "", v = Math.abs(value);
     const text =
-      v < 0.00005 ? "0 ms" : v < 0.00995 ? (v * 1000).toFixed(1) + " ms" : v < 0.9995 ? (v * 1000).toFixed(0) + " ms" :
+      v === 0 ? "0 ms" : v < 0.00005 ? "<0.1 ms" : v < 0.00995 ? (v * 1000).toFixed(1) + " ms" : v < 0.9995 ? (v * 1000).toFixed(0) + " ms" :
       v < 9.995 ? v.toFixed(2) + " s" : v < 119.95 ? v.toFixed(1) + " s" : v < 7170 ? (v / 60).toFixed(0) + " min" :
       v < 172800 ? (v / 3600).toFixed(1) + " h" : (v / 86400).toFixed(1) + " days";
     return sign + text;
@@ -274,6 +274,7 @@
           svg.append(s("line", { class: "queue", x1: left + 2, x2: left + wide - 2, y1: mid, y2: mid }));
           const words = `${bar.detail.includes("mailbox") ? "mailbox" : "queue"} ${fine(bar.length)}`;
           if (wide > words.length * MEASURE + 6) text(left + wide / 2, mid - 5, words, "soft small halo", "middle");
+          else if (bar.length >= 1e8 && left - labels > words.length * MEASURE + 10) text(left - 6, mid + 4, words, "soft small halo", "end");
         } else if (bar.phase === "whole") {
           svg.append(box(24, "whole" + (it.basis === "observed" ? "" : " dashed")));
         } else if (bar.phase === "event") {
@@ -474,6 +475,8 @@
       h("div", { class: "crumbs" }, h("h2", { id: "subject", tabindex: "-1" }, m.subject || m.message_id || "Message without subject"), step(-1, "Previous"), step(1, "Next")),
       h("p", { class: "facts" }, h("span", { class: "badge " + (data.styles[m.outcome] || "") }, marked(m.outcome)), m.elapsed_s === null ? "" : " in " + duration(m.elapsed_s), ` · ${m.sender || "?"} → ${m.to || "?"}`),
       h("p", { class: "facts soft" }, facts),
+      h("p", { class: "facts spent" }, h("strong", {}, "Where the time went: "), found.spent),
+      found.unseen.length ? h("p", { class: "facts" }, h("strong", {}, "Not seen: "), found.unseen.join("; ") + ".") : "",
       h("p", { class: "facts soft" }, h("code", {}, m.message_id), " ", h("a", { href: "#m=" + m.trace_id }, "permalink"), m.relation ? ` · ${m.relation} of ` : "", parent ? h("a", { href: "#m=" + parent.trace_id }, parent.subject || parent.message_id) : m.parent ? m.parent : ""),
       h("div", { role: "tablist", "aria-label": "Views of this message", keydown: keys },
         ...names.map((name) => h("button", { type: "button", role: "tab", id: "tab-" + name, "aria-controls": "panel-" + name, click: () => choose(name, false) }, panes[name][0]))),
