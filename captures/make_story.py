@@ -169,7 +169,8 @@ class Servers:
 
     def dovecot(self, host: str, user: str, protocols: str, listeners: str) -> None:
         home = self.folder(f"dovecot-{host}")
-        (home / "users").write_text(f"{user}:{{PLAIN}}{PASSWORDS[user]}\n")
+        users = [each for each in PASSWORDS if each.endswith(user[user.index("@") :])]
+        (home / "users").write_text("".join(f"{each}:{{PLAIN}}{PASSWORDS[each]}\n" for each in users))
         mail = self.folder(f"mail-{host}")
         os.chown(mail, 5000, 5000)
         (home / "dovecot.conf").write_text(
@@ -195,8 +196,8 @@ class Servers:
             process.wait(10)
 
 
-def servers_up(servers: Servers, mx: str = SPF, queue: str = "") -> None:
-    """`mx`: what the MX checks of recipients; `queue`: settings of both Postfix queues."""
+def servers_up(servers: Servers, mx: str = SPF, queue: str = "", msa: str = "", store: str = "") -> None:
+    """`mx`: what the MX checks of recipients; `queue`: settings of both Postfix queues; `msa`, `store`: more settings of those."""
     servers.dns()
     servers.dovecot(
         "msa",
@@ -206,7 +207,7 @@ def servers_up(servers: Servers, mx: str = SPF, queue: str = "") -> None:
     )
     servers.postfix(
         "msa",
-        "smtpd_relay_restrictions = permit_sasl_authenticated, reject\nsmtp_connect_timeout = 4s\n" + queue,
+        "smtpd_relay_restrictions = permit_sasl_authenticated, reject\nsmtp_connect_timeout = 4s\n" + queue + msa,
         "submission inet n - n - - smtpd\n  -o syslog_name=postfix/submission\n  -o smtpd_sasl_auth_enable=yes\n"
         f"  -o smtpd_sasl_type=dovecot\n  -o smtpd_sasl_path={servers.root}/sasl\n  -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n",
     )
@@ -214,7 +215,7 @@ def servers_up(servers: Servers, mx: str = SPF, queue: str = "") -> None:
         "store",
         "hanako@sample.com",
         "imap pop3 lmtp",
-        "service lmtp {\n  inet_listener lmtp {\n    port = 24\n  }\n}\n",
+        "service lmtp {\n  inet_listener lmtp {\n    port = 24\n  }\n}\n" + store,
     )
     servers.postfix(
         "mx",
@@ -228,10 +229,13 @@ def servers_up(servers: Servers, mx: str = SPF, queue: str = "") -> None:
 # -- the people (each runs on its own host) -------------------------------------------------------------------
 
 
-def text(subject: str, body: str, message_id: str, to: str = "Hanako Sato <hanako@sample.com>") -> bytes:
+TARO, HANAKO = "Taro Yamada <taro@example.org>", "Hanako Sato <hanako@sample.com>"
+
+
+def text(subject: str, body: str, message_id: str, to: str = HANAKO, author: str = TARO) -> bytes:
     date = time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime())
     return (
-        f"From: Taro Yamada <taro@example.org>\r\nTo: {to}\r\nSubject: {subject}\r\nDate: {date}\r\nMessage-ID: {message_id}\r\n"
+        f"From: {author}\r\nTo: {to}\r\nSubject: {subject}\r\nDate: {date}\r\nMessage-ID: {message_id}\r\n"
         f"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n{body}"
     ).encode()
 
