@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from analyzer.mail.correlate import agreement, plain_id, wrote
 from analyzer.mail.hosts import Hosts, Machine
+from analyzer.mail.opaque import Opaque, Untold
 from analyzer.mail.received import Received
 from analyzer.mail.records import Link
 from analyzer.mail.reports import Report
@@ -22,8 +23,6 @@ from analyzer.protocols.base import MailboxEvent, SessionInfo
 _SECOND = 1_000_000_000
 _CLOSE = 2 * _SECOND
 """A Received field's time is whole seconds and may be taken when MAIL came or when the data ended."""
-_FAR = 120 * _SECOND
-"""Farthest clock of a server believed when only one opaque session fits."""
 _LOOK_BACK = 32
 
 
@@ -152,58 +151,6 @@ class Trace:
         return (leg.sighting for leg in self.legs if leg.sighting is not None)
 
 
-class Opaque:
-    """Sessions whose inside is not visible, to be matched with Received fields."""
-
-    def __init__(self, sessions: list[SessionInfo], hosts: Hosts) -> None:
-        self._by_ends: dict[tuple[int, int], list[SessionInfo]] = {}
-        self._used: dict[str, int] = {}
-        for info in sorted(sessions, key=lambda i: (i.connection.ts, i.source, i.session_id)):
-            if info.protocol in ("smtp", "lmtp"):
-                ends = (id(hosts.of(info.stated_client_ip or info.client_ip)), id(hosts.of(info.server_ip)))
-                self._by_ends.setdefault(ends, []).append(info)
-
-    def __bool__(self) -> bool:
-        return bool(self._by_ends)
-
-    def match(self, client: Machine, server: Machine, field: Received, before: int) -> SessionInfo | None:
-        """The session that can have carried what `field` tells: between these ends, open at its time, begun before `before`.
-
-        Of several the latest one that nothing was matched to yet.
-        """
-        sessions = self._by_ends.get((id(client), id(server)))
-        if not sessions or field.ts is None or field.in_clear:
-            return None
-        at = bisect_right(sessions, min(before, field.ts + _SECOND + _FAR), key=_began)
-        near = sessions[max(at - _LOOK_BACK, 0) : at]
-        for apart in (0, _CLOSE):
-            fits = [i for i in near if _began(i) - apart <= field.ts + _SECOND and field.ts <= _ended(i) + apart]
-            if fits:
-                break
-        if not fits:
-            fits = [i for i in near if i.session_id not in self._used and abs(_began(i) - field.ts) <= _FAR]
-            if len(fits) > 1:
-                return None
-        fresh = [i for i in fits if i.session_id not in self._used]
-        if not (fresh or fits):
-            return None
-        found = (fresh or fits)[-1]
-        self._used[found.session_id] = self._used.get(found.session_id, 0) + 1
-        return found
-
-    def nth(self, info: SessionInfo) -> int:
-        """How many messages were matched to a session so far."""
-        return self._used.get(info.session_id, 1)
-
-
-def _began(info: SessionInfo) -> int:
-    return info.ts_tls_done or info.connection.ts
-
-
-def _ended(info: SessionInfo) -> int:
-    return max(info.connection.ts_last, info.connection.ts)
-
-
 class Builder:
     """Makes the hops of one group of sightings."""
 
@@ -254,13 +201,7 @@ class Builder:
             self._siblings()
         self.legs += claims
         _cut_cycles(self.legs)
-        self.legs.sort(key=_order)
-        for number, leg in enumerate(self.legs, 1):
-            leg.number = number
-            if leg.parent is not None:
-                if leg.parent.children is None:
-                    leg.parent.children = []
-                leg.parent.children.append(leg)
+        number(self.legs)
         return self.legs
 
     def _read(self, leg: Leg) -> list[Leg]:
@@ -272,6 +213,7 @@ class Builder:
         if s.kind == "append":
             host = None
         before = s.ts
+        after, level = leg, 0
         trail = s.trail
         while trail is not None:
             if trail in self._cover:
@@ -281,11 +223,17 @@ class Builder:
             if cover is None and field.handed_over:
                 cover = self._claim(trail, host, before)
                 claims.append(cover)
+                if self.opaque.may_have_carried(cover.client, cover.server, field):
+                    self.opaque.want(Untold(cover, field, after, level, _size_below(s, trail)))
+                level += 1
             self._cover[trail] = cover
             if cover is not None:
                 host = cover.client
-                exact = cover.sighting is not None or cover.session is not None
-                before = min(before, cover.ts if exact else cover.ts + _SECOND)  # a trace field's time is whole seconds
+                before = min(
+                    before, cover.ts if cover.sighting is not None else cover.ts + _SECOND
+                )  # a trace field's time is whole seconds
+                after = cover
+                level = level if cover.sighting is None else 0
             trail = trail.below
         return claims
 
@@ -318,15 +266,6 @@ class Builder:
         leg.client_ip = field.ip or (leg.client.ips[0] if leg.client else None)
         leg.server_ip = field.by_ip or (leg.server.ips[0] if leg.server else None)
         leg.ts = min(field.ts or before, before)
-        if self.opaque and leg.client is not None and leg.server is not None:
-            leg.session = self.opaque.match(leg.client, leg.server, field, before)
-        if leg.session is not None:
-            leg.index = self.opaque.nth(leg.session)
-            leg.protocol = leg.session.protocol
-            leg.client_ip, leg.server_ip = leg.session.client_ip, leg.session.server_ip
-            earliest = max(_began(leg.session), field.ts or 0)
-            latest = max(min(_ended(leg.session), before, (field.ts or before) + _SECOND), earliest)
-            leg.ts = earliest + (latest - earliest) // 2  # the middle of the time in which it must have begun
         return leg
 
     def _above(self, trail: Trail | None) -> Leg | None:
@@ -376,6 +315,27 @@ class Builder:
                     if other is not leg and other.parent is not None and other.parent.ts <= leg.ts:
                         leg.parent = other.parent
                         break
+
+
+def number(legs: list[Leg]) -> None:
+    """Put hops in order, number them, and tell parents their children."""
+    legs.sort(key=_order)
+    for leg in legs:
+        leg.children = None
+    for n, leg in enumerate(legs, 1):
+        leg.number = n
+        if leg.parent is not None:
+            if leg.parent.children is None:
+                leg.parent.children = []
+            leg.parent.children.append(leg)
+
+
+def _size_below(s: Sighting, trail: Trail) -> int | None:
+    """Octets of the message before the field on top of `trail` was added, as far as trace fields alone were."""
+    if s.size is None or not s.complete or s.trail is None:
+        return None
+    added = s.trail.octets - (trail.below.octets if trail.below is not None else 0)
+    return max(s.size - added, 0)
 
 
 def _latest(legs: list[Leg] | None, carrier: Leg) -> list[Leg]:

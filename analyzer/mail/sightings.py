@@ -32,11 +32,13 @@ class Trail:
     A trail is its newest field and the trail below: two sightings whose trails meet have a common past.
     """
 
-    __slots__ = ("below", "field", "length")
+    __slots__ = ("below", "field", "length", "octets")
 
-    def __init__(self, field: Received, below: "Trail | None") -> None:
+    def __init__(self, field: Received, below: "Trail | None", octets: int = 0) -> None:
         self.field = field
         self.below = below
+        self.octets: int = octets + (below.octets if below else 0)
+        """Octets of these fields in the message, folding aside."""
         self.length: int = 1 + (below.length if below else 0)
 
     def __iter__(self) -> Any:
@@ -177,6 +179,7 @@ class Sighting:
 
 
 _NOTHING = (None, None, None)
+_FIELD = len("Received: \r\n")
 
 
 class Digester:
@@ -310,7 +313,7 @@ class Digester:
                 field = self._fields.get(own)
                 if field is None:
                     field = self._fields[own] = parse_received(raw)
-                known = trails[mark] = Trail(field, trail)
+                known = trails[mark] = Trail(field, trail, len(raw) + _FIELD)
             trail = known
         assert trail is not None
         return trail

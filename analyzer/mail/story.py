@@ -18,10 +18,11 @@ from typing import Any, Generic, TypeVar
 from analyzer.limits import Limits
 from analyzer.mail import fate, roles, timeline
 from analyzer.mail.correlate import Correlator
-from analyzer.mail.hops import Builder, Leg, Lost, Opaque, Trace, links
+from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.lookups import Lookups, Use
 from analyzer.mail.mailbox import Mailboxes
+from analyzer.mail.opaque import Opaque
 from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.mail.sightings import Digester, Sighting
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
@@ -270,6 +271,8 @@ class _Telling:
                 self._clock(leg)
             trace.retrieved = any(s.kind == "retrieve" for s in group)
             self.traces.append(trace)
+        for trace in {id(leg.trace): leg.trace for leg in opaque.settle() if leg.trace is not None}.values():
+            number(trace.legs)
         for s in correlator.reused:
             detail = f"{s.message_id} was seen before with another body"
             self._say(s.ts, s.session, "message_id_reused", detail, s.first_frame)

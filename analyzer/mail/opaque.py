@@ -1,0 +1,242 @@
+"""Opaque sessions and the hand-overs that trace fields tell: which session carried which message.
+
+Rules:
+1. A session can have carried a hand-over when it is between its ends and was open at the time that the server wrote; a server
+   that wrote a protocol word without TLS (RFC 3848) was handed the message elsewhere.
+2. What decides between several: the time in the queue id (finer than the field's whole second), the client's greeting, and the
+   octets that the client sent beside the size that the message had then.
+3. The surest pairs are made first, over all messages of the capture, the hand-overs nearest to an observed hop before those above
+   them; a session takes a second message only when no other fits.
+"""
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from analyzer.mail.received import Received
+from analyzer.protocols.base import SessionInfo
+
+if TYPE_CHECKING:
+    from analyzer.mail.hops import Leg
+    from analyzer.mail.hosts import Hosts, Machine
+
+_SECOND = 1_000_000_000
+_CLOSE = 2 * _SECOND
+"""A Received field's time is whole seconds and may be taken when MAIL came or when the data ended."""
+_FAR = 120 * _SECOND
+"""Farthest clock of a server believed when only one opaque session fits."""
+_FINE = 20_000_000
+"""Nanoseconds by which a queue id's time may lie outside its session: clocks are set to some milliseconds."""
+_LOOK_BACK = 64
+_BIN = 4
+_SIZED = 8
+"""Octets by which what a client sends beside the message differs from hand-over to hand-over."""
+
+_LONG = "0123456789BCDFGHJKLMNPQRSTVWXYZbcdfghjklmnpqrstvwxyz"
+_LONG_ID = re.compile(rf"([{_LONG}]{{6,}}?)([{_LONG}]{{4}})z[{_LONG}]+")
+_SHORT_ID = re.compile(r"[0-9A-F]{8,16}")
+_DIGIT = {c: n for n, c in enumerate(_LONG)}
+
+
+def queue_times(field: Received) -> tuple[int, ...]:
+    """When the queue file that `field` names was made, where its id tells (Postfix): nanoseconds, likeliest first.
+
+    A long id holds seconds and microseconds in base 52, a short one begins with the microseconds (20 bits, hexadecimal) of the
+    second in which the field was written or of the next.
+    """
+    if field.id is None or field.ts is None:
+        return ()
+    found = _LONG_ID.fullmatch(field.id)
+    if found is not None:
+        seconds, micros = _number(found[1]), _number(found[2])
+        at = seconds * _SECOND + micros * 1000
+        return (at,) if micros < 1_000_000 and abs(at - field.ts) <= _CLOSE else ()
+    if _SHORT_ID.fullmatch(field.id):
+        micros = int(field.id[:5], 16)
+        if micros < 1_000_000:
+            at = field.ts // _SECOND * _SECOND + micros * 1000
+            return (at, at + _SECOND)
+    return ()
+
+
+def _number(digits: str) -> int:
+    number = 0
+    for digit in digits:
+        number = number * 52 + _DIGIT[digit]
+    return number
+
+
+class Untold:
+    """A hand-over that only trace fields tell, and what is known to find its session."""
+
+    __slots__ = ("after", "field", "leg", "level", "size", "times")
+
+    def __init__(self, leg: "Leg", field: Received, after: "Leg", level: int, size: int | None) -> None:
+        self.leg = leg
+        self.field = field
+        self.after = after
+        """The hop that shows its trace field, or the next one told by it: it must have begun before that."""
+        self.level = level
+        """Hand-overs between it and the observed hop that tells of it."""
+        self.size = size
+        """Octets of the message then."""
+        self.times = queue_times(field)
+
+    @property
+    def before(self) -> int:
+        """Latest time at which it can have begun."""
+        after = self.after
+        exact = after.sighting is not None or after.session is not None
+        return after.ts if exact else after.ts + _SECOND  # a trace field's time is whole seconds
+
+
+class Opaque:
+    """Sessions whose inside is not visible, to be matched with Received fields."""
+
+    def __init__(self, sessions: list[SessionInfo], hosts: "Hosts") -> None:
+        self._by_ends: dict[tuple[int, int], list[SessionInfo]] = {}
+        self._taken: dict[str, list[Untold]] = {}
+        self._left: dict[str, int] = {}
+        """Octets that a session's client sent and that no message accounts for yet."""
+        self._wanted: list[Untold] = []
+        for info in sorted(sessions, key=lambda i: (i.connection.ts, i.source, i.session_id)):
+            if info.protocol in ("smtp", "lmtp"):
+                ends = (id(hosts.of(info.stated_client_ip or info.client_ip)), id(hosts.of(info.server_ip)))
+                self._by_ends.setdefault(ends, []).append(info)
+                self._left[info.session_id] = _sent(info)
+
+    def may_have_carried(self, client: "Machine | None", server: "Machine | None", field: Received) -> bool:
+        """Whether there is any session to look for."""
+        return field.ts is not None and not field.in_clear and (id(client), id(server)) in self._by_ends
+
+    def want(self, untold: Untold) -> None:
+        """Find this hand-over's session at `settle`."""
+        self._wanted.append(untold)
+
+    def settle(self) -> list["Leg"]:
+        """All hand-overs are known: match them with sessions; the hops that have one now."""
+        levels: dict[int, dict[tuple[int, int], list[Untold]]] = {}
+        for untold in self._wanted:
+            ends = (id(untold.leg.client), id(untold.leg.server))
+            levels.setdefault(untold.level, {}).setdefault(ends, []).append(untold)
+        for level in sorted(levels):
+            for ends, wanted in levels[level].items():
+                self._assign(self._by_ends[ends], wanted)
+        self._wanted = []
+        matched: list[Leg] = []
+        for taken in self._taken.values():
+            taken.sort(key=lambda u: (u.leg.ts, u.field.ts or 0, u.field.id or ""))
+            for index, untold in enumerate(taken, 1):
+                untold.leg.index = index
+                matched.append(untold.leg)
+        return matched
+
+    def _assign(self, sessions: list[SessionInfo], wanted: list[Untold]) -> None:
+        fitting: list[tuple[Untold, SessionInfo, int]] = []
+        for untold in wanted:
+            fitting += [(untold, info, at) for info, at in self._fitting(sessions, untold)]
+        usual = _usual(fitting)
+        order = {info.session_id: n for n, info in enumerate(sessions)}
+        costs = [
+            (_cost(untold, info, at, usual), n, order[info.session_id], untold, info, at)
+            for n, (untold, info, at) in enumerate(fitting)
+        ]
+        costs.sort(key=lambda c: c[:3])
+        done: set[int] = set()
+        for fresh in (True, False):
+            for _, _, _, untold, info, at in costs:
+                if id(untold) in done or (fresh and info.session_id in self._taken):
+                    continue
+                if not fresh and untold.size is not None and self._left[info.session_id] < untold.size * 3 // 4:
+                    continue
+                done.add(id(untold))
+                self._take(untold, info, at)
+        for untold in wanted:  # a clock that is far off, and only one session that it can have been
+            if id(untold) not in done and untold.field.ts is not None:
+                near = [i for i in sessions if i.session_id not in self._taken and abs(_began(i) - untold.field.ts) <= _FAR]
+                near = [i for i in near if _began(i) <= untold.before]
+                if len(near) == 1:
+                    self._take(untold, near[0], None)
+
+    def _fitting(self, sessions: list[SessionInfo], untold: Untold) -> list[tuple[SessionInfo, int]]:
+        """Sessions that were open at the time the server wrote, with that time; the narrowest reading that gives any."""
+        stamp, before = untold.field.ts, untold.before
+        assert stamp is not None
+        at = bisect_right(sessions, min(before, stamp + _SECOND + _CLOSE), key=_opened)
+        near = [i for i in sessions[max(at - _LOOK_BACK, 0) : at] if _began(i) <= before]
+        for slack in (0, _FINE):
+            for time in untold.times:
+                found = [i for i in near if _began(i) - slack <= time <= _ended(i) + slack and time <= before]
+                if found:
+                    return [(i, time) for i in found]
+        for apart in (0, _CLOSE):
+            found = [i for i in near if _began(i) - apart <= stamp + _SECOND and stamp <= _ended(i) + apart]
+            if found:
+                return [(i, _middle(i, stamp, before)) for i in found]
+        return []
+
+    def _take(self, untold: Untold, info: SessionInfo, at: int | None) -> None:
+        leg = untold.leg
+        leg.session = info
+        leg.protocol = info.protocol
+        leg.client_ip, leg.server_ip = info.client_ip, info.server_ip
+        leg.ts = at if at is not None else _middle(info, untold.field.ts or _began(info), untold.before)
+        self._taken.setdefault(info.session_id, []).append(untold)
+        self._left[info.session_id] -= untold.size or 0
+
+
+def _middle(info: SessionInfo, stamp: int, before: int) -> int:
+    """The middle of the time in which a hand-over must have begun."""
+    earliest = max(_began(info), stamp)
+    latest = max(min(_ended(info), before, stamp + _SECOND), earliest)
+    return earliest + (latest - earliest) // 2
+
+
+def _usual(fitting: Iterable[tuple[Untold, SessionInfo, int]]) -> int | None:
+    """Octets that a client sends beside the message: what most pairs agree on, for the true ones agree and the others do not."""
+    votes: Counter[int] = Counter()
+    for untold, info, _ in fitting:
+        if untold.size is not None:
+            votes[(_sent(info) - untold.size) // _BIN] += 1
+    if not votes:
+        return None
+    together = {bin_: votes[bin_] + votes[bin_ + 1] for bin_ in votes}
+    best = max(together.values())
+    return (min(bin_ for bin_, n in together.items() if n == best) + 1) * _BIN
+
+
+def _cost(untold: Untold, info: SessionInfo, at: int, usual: int | None) -> float:
+    """How badly a session fits: smaller is better."""
+    cost = 0.0
+    field = untold.field
+    if field.helo is not None and info.client_name is not None:
+        same = field.helo == info.client_name.strip("[]").removeprefix("IPv6:").rstrip(".").lower()
+        cost += -1.0 if same else 3.0
+    if field.authenticated and info.server_port == 25:
+        cost += 1.0
+    if usual is not None and untold.size is not None:
+        cost += min(abs(_sent(info) - untold.size - usual) / _SIZED, 5.0)
+    if untold.times:  # the queue file is made soon after the handshake
+        cost += min((at - _began(info)) / _SECOND, 1.0)
+    else:  # and what comes next, soon after the session
+        cost += min(abs(untold.before - _began(info)) / _SECOND / 10, 1.0)
+    return cost
+
+
+def _sent(info: SessionInfo) -> int:
+    conn = info.connection
+    return conn.orig_bytes if (conn.orig_ip, conn.orig_port) == (info.client_ip, info.client_port) else conn.resp_bytes
+
+
+def _opened(info: SessionInfo) -> int:
+    return info.connection.ts
+
+
+def _began(info: SessionInfo) -> int:
+    return info.ts_tls_done or info.connection.ts
+
+
+def _ended(info: SessionInfo) -> int:
+    return max(info.connection.ts_last, info.connection.ts)
