@@ -30,6 +30,8 @@ _FAR = 120 * _SECOND
 _FINE = 20_000_000
 """Nanoseconds by which a queue id's time may lie outside its session: clocks are set to some milliseconds."""
 _LOOK_BACK = 64
+_ROUNDS = 8
+"""Times that pairs are gone through for a better exchange."""
 _BIN = 4
 _SIZED = 8
 """Octets by which what a client sends beside the message differs from hand-over to hand-over."""
@@ -92,6 +94,10 @@ class Untold:
         return after.ts if exact else after.ts + _SECOND  # a trace field's time is whole seconds
 
 
+Fit = tuple[Untold, SessionInfo, int]
+"""A hand-over, a session that can have carried it, and when."""
+
+
 class Opaque:
     """Sessions whose inside is not visible, to be matched with Received fields."""
 
@@ -134,27 +140,29 @@ class Opaque:
         return matched
 
     def _assign(self, sessions: list[SessionInfo], wanted: list[Untold]) -> None:
-        fitting: list[tuple[Untold, SessionInfo, int]] = []
+        fitting: list[Fit] = []
         for untold in wanted:
             fitting += [(untold, info, at) for info, at in self._fitting(sessions, untold)]
         usual = _usual(fitting)
-        order = {info.session_id: n for n, info in enumerate(sessions)}
-        costs = [
-            (_cost(untold, info, at, usual), n, order[info.session_id], untold, info, at)
-            for n, (untold, info, at) in enumerate(fitting)
-        ]
-        costs.sort(key=lambda c: c[:3])
-        done: set[int] = set()
+        cost = {(id(untold), info.session_id): _cost(untold, info, at, usual) for untold, info, at in fitting}
+        fitting.sort(key=lambda fit: cost[id(fit[0]), fit[1].session_id])  # of equals the one that was first stays first
+        found: dict[int, Fit] = {}
         for fresh in (True, False):
-            for _, _, _, untold, info, at in costs:
-                if id(untold) in done or (fresh and info.session_id in self._taken):
+            begun = set(self._taken) | {info.session_id for _, info, _ in found.values()}
+            for untold, info, at in fitting:
+                if id(untold) in found or (fresh and info.session_id in begun):
                     continue
                 if not fresh and untold.size is not None and self._left[info.session_id] < untold.size * 3 // 4:
                     continue
-                done.add(id(untold))
-                self._take(untold, info, at)
+                begun.add(info.session_id)
+                found[id(untold)] = (untold, info, at)
+                self._left[info.session_id] -= untold.size or 0
+            if fresh:
+                _swap(found, {(id(untold), info.session_id): at for untold, info, at in fitting}, cost)
+        for untold, info, at in found.values():
+            self._take(untold, info, at)
         for untold in wanted:  # a clock that is far off, and only one session that it can have been
-            if id(untold) not in done and untold.field.ts is not None:
+            if id(untold) not in found and untold.field.ts is not None:
                 near = [i for i in sessions if i.session_id not in self._taken and abs(_began(i) - untold.field.ts) <= _FAR]
                 near = [i for i in near if _began(i) <= untold.before]
                 if len(near) == 1:
@@ -184,7 +192,24 @@ class Opaque:
         leg.client_ip, leg.server_ip = info.client_ip, info.server_ip
         leg.ts = at if at is not None else _middle(info, untold.field.ts or _began(info), untold.before)
         self._taken.setdefault(info.session_id, []).append(untold)
-        self._left[info.session_id] -= untold.size or 0
+
+
+def _swap(found: dict[int, Fit], times: dict[tuple[int, str], int], cost: dict[tuple[int, str], float]) -> None:
+    """Exchange the sessions of two hand-overs wherever both together fit better so."""
+    keys = sorted(found, key=lambda key: found[key][2])
+    for _ in range(_ROUNDS):
+        better = False
+        for n, mine in enumerate(keys):
+            for other in keys[n + 1 : n + _LOOK_BACK]:
+                (a, s, _), (b, z, _) = found[mine], found[other]
+                crossed = (mine, z.session_id), (other, s.session_id)
+                if crossed[0] not in cost or crossed[1] not in cost:
+                    continue
+                if cost[crossed[0]] + cost[crossed[1]] < cost[mine, s.session_id] + cost[other, z.session_id] - 1e-9:
+                    found[mine], found[other] = (a, z, times[crossed[0]]), (b, s, times[crossed[1]])
+                    better = True
+        if not better:
+            break
 
 
 def _middle(info: SessionInfo, stamp: int, before: int) -> int:
@@ -194,20 +219,31 @@ def _middle(info: SessionInfo, stamp: int, before: int) -> int:
     return earliest + (latest - earliest) // 2
 
 
-def _usual(fitting: Iterable[tuple[Untold, SessionInfo, int]]) -> int | None:
-    """Octets that a client sends beside the message: what most pairs agree on, for the true ones agree and the others do not."""
-    votes: Counter[int] = Counter()
+def _usual(fitting: Iterable[Fit]) -> dict[bool, int]:
+    """Octets that a client sends beside the message, for hand-overs to one recipient and to several.
+
+    It is what most pairs agree on, for the true ones agree and the others do not.
+    """
+    votes: dict[bool, Counter[int]] = {}
     for untold, info, _ in fitting:
-        if untold.size is not None:
-            votes[(_sent(info) - untold.size) // _BIN] += 1
-    if not votes:
+        beside = _beside(untold, info)
+        if beside is not None:
+            votes.setdefault(untold.field.recipient is None, Counter())[beside // _BIN] += 1
+    usual = {}
+    for several, counted in votes.items():
+        together = {bin_: counted[bin_] + counted[bin_ + 1] for bin_ in counted}
+        best = max(together.values())
+        usual[several] = (min(bin_ for bin_, n in together.items() if n == best) + 1) * _BIN
+    return usual
+
+
+def _beside(untold: Untold, info: SessionInfo) -> int | None:
+    if untold.size is None:
         return None
-    together = {bin_: votes[bin_] + votes[bin_ + 1] for bin_ in votes}
-    best = max(together.values())
-    return (min(bin_ for bin_, n in together.items() if n == best) + 1) * _BIN
+    return _sent(info) - untold.size - len(untold.field.recipient or "")
 
 
-def _cost(untold: Untold, info: SessionInfo, at: int, usual: int | None) -> float:
+def _cost(untold: Untold, info: SessionInfo, at: int, usual: dict[bool, int]) -> float:
     """How badly a session fits: smaller is better."""
     cost = 0.0
     field = untold.field
@@ -216,10 +252,14 @@ def _cost(untold: Untold, info: SessionInfo, at: int, usual: int | None) -> floa
         cost += -1.0 if same else 3.0
     if field.authenticated and info.server_port == 25:
         cost += 1.0
-    if usual is not None and untold.size is not None:
-        cost += min(abs(_sent(info) - untold.size - usual) / _SIZED, 5.0)
-    if untold.times:  # the queue file is made soon after the handshake
-        cost += min((at - _began(info)) / _SECOND, 1.0)
+    beside = _beside(untold, info)
+    if beside is not None:
+        cost += min(abs(beside - usual[field.recipient is None]) / _SIZED, 5.0)
+    if (
+        untold.times
+    ):  # the queue file is made soon after the handshake, and the session over soon after that; squares keep the order
+        after, until = (at - _began(info)) / _SECOND, (_ended(info) - at) / _SECOND
+        cost += min(after * after + 4 * until * until, 1.0)
     else:  # and what comes next, soon after the session
         cost += min(abs(untold.before - _began(info)) / _SECOND / 10, 1.0)
     return cost
