@@ -6,6 +6,8 @@ Rules:
    was told to use; of several alike the last one before the connection.
 3. A server's lookups come during the session: who is this client (PTR and back), may this sender (SPF, DKIM, DMARC, MX).
 4. A resolver's own questions (asked without RD) serve the resolver, not a hop.
+5. A client without lookups of its own may have had them made from another address of its network (several addresses, or a caching
+   name server beside it): the question for its server that nobody else had a use for, just before the connection.
 
 Kept as columns: a lookup costs some 60 octets until it is known to matter.
 """
@@ -13,6 +15,7 @@ Kept as columns: a lookup costs some 60 octets until it is known to matter.
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from analyzer.limits import Limits
@@ -21,13 +24,14 @@ from analyzer.mail.hops import Leg
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.received import canonical_ip
 from analyzer.mail.reports import domain_of
-from analyzer.mail.sightings import Sighting
 from analyzer.protocols.base import SessionInfo
 from analyzer.protocols.dns import Transaction
 
 _MS = 1_000_000
 _SOON = 5_000_000_000
 """A connection within this time of a lookup is what the lookup was for, unless something better is known."""
+_JUST = 1_000_000_000
+"""A connection within this time of a neighbour's lookup can be what it was for."""
 _LATE = 120_000_000_000
 """Longest time between a lookup and the connection it was made for (dead exchangers are tried in between)."""
 _AFTER = 50 * _MS
@@ -119,6 +123,8 @@ class Lookups:
         """Server address -> [answers with RA, answers with AA, questions without RD, questions, first ts, last ts]."""
         self.bound: dict[int, Leg] = {}
         """Row -> the hop it served."""
+        self.neighbours: dict[int, str] = {}
+        """Row -> who asked, where that is not an end of the hop it served."""
         self._rows_of: dict[int, dict[str, list[int]]] = {}
         """Machine -> name -> its rows, by time."""
         self._owners: dict[str, list[str]] = {}
@@ -277,10 +283,11 @@ class Lookups:
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _SOON)
         for machine, theirs in by_server.items():
             self._policies(self._rows_of[machine], theirs, taken)
+        self._neighbours(hosts, uses, taken)
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
-            self._leftovers(self._rows_of[machine], theirs, taken)
             self._next_hops(self._rows_of[machine], again[machine], taken, set(), _SOON)
+            self._leftovers(self._rows_of[machine], theirs, taken)
         self.bound = {row: leg for row, leg in taken.items() if leg is not None}
         for row in sorted(self.bound, key=self._when):
             leg = self.bound[row]
@@ -328,6 +335,33 @@ class Lookups:
                     soon = self.ts[row] >= max(use.floor, use.syn - (_LATE if use.floor > 0 else _SOON))
                     if soon and row not in taken and self.purpose(row) in _OUTWARD:
                         taken[row] = use.leg
+
+    def _neighbours(self, hosts: Hosts, uses: list[Use], taken: dict[int, Leg | None]) -> None:
+        """Rule 5: a client that asks nothing itself, and a question for its server from its own network just before."""
+        strangers = [u for u in uses if u.leg is not None and not u.reused and id(hosts.of(u.client_ip)) not in self._rows_of]
+        if not strangers:
+            return
+        servers = {hash(use.server_ip) for use in uses}
+        wanted = {name for use in strangers for name in self.owners_of(use.server_ip)}
+        codes = {code for word, code in self._names.items() if fold(word) in wanted}
+        queues: dict[tuple[int, str, int], list[int]] = {}
+        for row, code in enumerate(self._name):
+            if code in codes and row not in taken and self._client[row] not in servers and self.ts[row] >= 0:
+                _, purpose, _, recursive = self._kind_words[self._kind[row]]
+                if recursive and purpose == "address":
+                    key = (self._client[row], fold(self._words[code]), self._kind[row])
+                    queues.setdefault(key, []).append(row)
+        sorted_ = {key: Queue(sorted(rows, key=self._when)) for key, rows in queues.items()}
+        askers = {key[0] for key in sorted_}
+        for use in strangers:
+            near = {asker: ip for asker, ip in _network(use.client_ip).items() if asker in askers}
+            names = set(self.owners_of(use.server_ip))
+            for key, queue in sorted_.items():
+                if key[0] in near and key[1] in names:
+                    found = queue.last(self.ts, use.syn + _MS, max(use.floor, use.syn - _JUST))
+                    if found is not None:
+                        taken[found] = use.leg
+                        self.neighbours[found] = near[key[0]]
 
     def _targets(self, use: Use, names: dict[str, list[int]]) -> list[str]:
         """Names that a client may have asked for to open this connection, those it did ask for."""
@@ -467,6 +501,14 @@ class Lookups:
                 yield self.ts[row], self.ts_reply[row]
 
 
+@lru_cache(4096)
+def _network(ip: str) -> dict[int, str]:
+    """The other addresses of an IPv4 /24, by their hash."""
+    head, dot, _ = ip.rpartition(".")
+    others = (f"{head}.{n}" for n in range(256)) if dot and ":" not in ip else ()
+    return {hash(other): other for other in others if other != ip}
+
+
 def _numbers(column: tuple[int | None, ...]) -> Iterable[int]:
     """-1 for what is not known."""
     return [-1 if n is None else n for n in column]
@@ -492,16 +534,29 @@ def _domains(legs: Iterable[Leg]) -> list[str]:
     """Recipient domains, each once."""
     found: dict[str, None] = {}
     for leg in legs:
-        s: Sighting | None = leg.sighting
-        if s is None:
-            domain = domain_of(leg.field.recipient) if leg.field is not None else None
-            if domain:
-                found[domain] = None
-            continue
-        for r in s.recipients:
-            domain = domain_of(r.address)
+        for address in _recipients(leg):
+            domain = domain_of(address)
             if domain:
                 found[domain] = None
                 if len(found) >= _DOMAINS:
                     return list(found)
     return list(found)
+
+
+def _recipients(leg: Leg) -> Iterator[str]:
+    """Recipients of a hop; of one that was not observed those that its field names, else those of the hops that came of it."""
+    if leg.sighting is not None:
+        yield from (r.address for r in leg.sighting.recipients)
+        return
+    if leg.field is not None and leg.field.recipient:
+        yield leg.field.recipient
+        return
+    todo = list(leg.children or ())[:_DOMAINS]
+    for _ in range(_DOMAINS):
+        if not todo:
+            break
+        below = todo.pop()
+        if below.carried and (below.sighting is not None or (below.field is not None and below.field.recipient)):
+            yield from _recipients(below)
+        else:
+            todo += list(below.children or ())[: _DOMAINS - len(todo)]
