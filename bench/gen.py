@@ -9,6 +9,7 @@
     dns     questions and answers over UDP
     giant   one connection, one message as big as the file
     tiny    many flows of five packets, none of them mail
+    tls     as mail without DNS, inside TLS 1.2 and 1.3, its secrets in OUT.keys (not the same octets twice: keys are made anew)
 
 Truth goes to OUT.json: packets, messages, octets of message, DNS questions.
 TCP and UDP checksums are left 0, as a capture of a host with checksum offloading has them.
@@ -19,9 +20,13 @@ import base64
 import heapq
 import json
 import random
+import ssl
 import struct
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 MSS = 1448
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
@@ -227,6 +232,63 @@ class Maker:
         return [(ts + i * 0.001, path.udp(i & 1, self.filler[start + i * 1200 : start + i * 1200 + 1200])) for i in range(60)]
 
 
+class TlsMaker(Maker):
+    """The same sessions inside implicit TLS, by OpenSSL, with their key log."""
+
+    def __init__(self, seed: int, median: int, sigma: float, keys: Path) -> None:
+        super().__init__(seed, median, sigma)
+        self.ends: list[tuple[ssl.SSLContext, ssl.SSLContext]] = []
+        keys.unlink(missing_ok=True)
+        with TemporaryDirectory() as folder:
+            pem = Path(folder, "pem")
+            make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=mail.example.org -keyout {pem} -out {pem}.crt"
+            subprocess.run(make.split(), check=True, capture_output=True)
+            for version, ciphers in ((ssl.TLSVersion.TLSv1_2, "ECDHE-RSA-AES128-GCM-SHA256"), (ssl.TLSVersion.TLSv1_3, "")):
+                server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                server.load_cert_chain(f"{pem}.crt", pem)
+                client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+                client.keylog_filename = str(keys)
+                for context in (server, client):
+                    context.minimum_version = context.maximum_version = version
+                    if ciphers:
+                        context.set_ciphers(ciphers)
+                self.ends.append((client, server))
+
+    def session(self, ts: float, port: int, turns: list[tuple[int, bytes]]) -> list[Timed]:
+        return super().session(ts, {25: 465, 110: 995, 143: 993}[port], self.sealed(turns))
+
+    def sealed(self, turns: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """What goes over the wire when the ends say `turns` inside TLS."""
+        contexts = self.rng.choice(self.ends)
+        wires = [(ssl.MemoryBIO(), ssl.MemoryBIO()) for _ in contexts]
+        ends = [
+            contexts[0].wrap_bio(*wires[0], server_hostname="mail.example.org"),
+            contexts[1].wrap_bio(*wires[1], server_side=True),
+        ]
+        crossed: list[tuple[int, bytes]] = []
+
+        def carry(end: int) -> None:
+            octets = wires[end][1].read()
+            if octets:
+                crossed.append((end, octets))
+                wires[1 - end][0].write(octets)
+
+        waiting = {0, 1}
+        while waiting:
+            for end in (0, 1):
+                with suppress(ssl.SSLWantReadError):
+                    ends[end].do_handshake()
+                    waiting.discard(end)
+                carry(end)
+        for end, said in turns:
+            ends[end].write(said)
+            carry(end)
+            heard = 0
+            while heard < len(said):
+                heard += len(ends[1 - end].read(len(said)))
+        return crossed
+
+
 def kind_of_mail(maker: Maker, ts: float) -> list[Timed]:
     pick = maker.rng.random()
     how_many = 1 + int(maker.rng.expovariate(1.4))
@@ -241,7 +303,9 @@ def traffic(kind: str, maker: Maker, octets: int, count: int) -> Iterator[list[T
     own = total = 0
     while (made < octets) if octets else (maker.truth["messages"] + maker.truth["questions"] < count):
         ts += rng.expovariate(400)
-        if kind == "dns":
+        if kind == "tls":
+            flow = kind_of_mail(maker, ts)
+        elif kind == "dns":
             flow = maker.lookup(ts)
         elif kind == "small":
             flow = maker.smtp(ts, 1 + int(rng.expovariate(0.4)))
@@ -299,7 +363,10 @@ def in_order(flows: Iterator[list[Timed]]) -> Iterator[Timed]:
 
 def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, int]:
     """Write the capture and its truth; returns the truth."""
-    maker = Maker(seed, 500, 0.5) if kind == "small" else Maker(seed, 20_000, 1.5)
+    if kind == "tls":
+        maker: Maker = TlsMaker(seed, 20_000, 1.5, out.with_suffix(".keys"))
+    else:
+        maker = Maker(seed, 500, 0.5) if kind == "small" else Maker(seed, 20_000, 1.5)
     flows = {"giant": lambda: giant(maker, octets), "tiny": lambda: tiny(maker, count)}.get(
         kind, lambda: traffic(kind, maker, octets, count)
     )
@@ -319,9 +386,9 @@ def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("mail", "mixed", "small", "dns", "giant", "tiny"))
+    parser.add_argument("kind", choices=("mail", "mixed", "small", "dns", "giant", "tiny", "tls"))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--mb", type=int, default=0, help="size of the capture (mail, mixed, giant)")
+    parser.add_argument("--mb", type=int, default=0, help="size of the capture (mail, mixed, giant, tls)")
     parser.add_argument("--count", type=int, default=0, help="messages (small), questions (dns), flows (tiny)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

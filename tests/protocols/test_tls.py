@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from analyzer.errors import KeyLogError
 from analyzer.limits import Limits
-from analyzer.protocols.base import Session
-from analyzer.protocols.tls import OpaqueSession, Secrets, probe, read_key_logs
+from analyzer.protocols.base import Session, session_row
+from analyzer.protocols.tls import KeyLogs, OpaqueSession, Secrets, probe, read_key_logs
 from analyzer.protocols.tls.decrypt import key_block, opener
 from analyzer.protocols.tls.hello import ClientHello, ServerHello
 
@@ -268,7 +268,8 @@ def test_acknowledgements_are_told_in_plaintext_offsets(version: str, cut: int |
         said[side] += len(octets)
 
 
-NO_ETM = 1 << 19
+NO_ETM, NO_EMS = 1 << 19, 1
+"""SSL_OP_NO_ENCRYPT_THEN_MAC, SSL_OP_NO_EXTENDED_MASTER_SECRET."""
 SUITES = [
     ("TLSv1_2", "ECDHE-RSA-AES128-GCM-SHA256", 0),
     ("TLSv1_2", "AES256-GCM-SHA384", 0),
@@ -280,6 +281,7 @@ SUITES = [
     ("TLSv1_2", "ECDHE-RSA-AES128-SHA", NO_ETM),
     ("TLSv1_2", "ECDHE-RSA-AES256-SHA384", 0),
     ("TLSv1_2", "AES128-SHA256", NO_ETM),
+    ("TLSv1_2", "ECDHE-RSA-AES128-GCM-SHA256", NO_EMS),
     ("TLSv1_2", "ECDHE-RSA-CAMELLIA128-SHA256", 0),
     ("TLSv1_2", "NULL-SHA256", 0),
     ("TLSv1", "AES128-SHA", 0),
@@ -345,6 +347,100 @@ def test_secrets_that_are_wrong_are_named_and_given_up() -> None:
     played = tap(dialogue(turns), b" ".join((label, random, secret[::-1])))
     assert (played.session.said["C"], played.info.visibility) == (b"", "opaque")
     assert "tls_not_opened" in played.anomalies
+
+
+@pytest.mark.parametrize(("cut", "order"), EVERY_WAY)
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_keys_that_stop_working_cut_the_session_there(version: str, cut: int | str, order: str) -> None:
+    lines = tuple(("C", f"line {i}\r\n".encode()) for i in range(9))
+    turns, log = conversation(version, talk=(*TALK[:1], *lines))
+    spoilt = [(s, o[:-1] + bytes((o[-1] ^ 1,))) if s == "C" and i >= len(turns) - 4 else (s, o) for i, (s, o) in enumerate(turns)]
+    spoken = dialogue(spoilt)
+    played = tap(spoken, log, cut=cut, order=order)
+    assert played.session.said["C"] == b"".join(said for _, said in lines[:5])
+    (told,) = [e for e in played.events if getattr(e, "name", "") == "tls_not_opened"]
+    assert told.detail == "records of the client cannot be opened with the secrets given; what is read of it ends here"
+    assert (told.ts, told.frame) == (spoken.segments[-4].ts, spoken.segments[-4].frame)
+    assert played.info.visibility == "decrypted"
+    assert session_row(played.info, True).tls_unread_bytes == sum(len(octets) for _, octets in turns[-4:])
+
+
+@pytest.mark.parametrize(("cut", "order"), EVERY_WAY)
+def test_secrets_of_one_side_only(cut: int | str, order: str) -> None:
+    turns, log = conversation()
+    half = b"\n".join(line for line in log.splitlines() if line.startswith(b"CLIENT_"))
+    played = tap(dialogue(turns), half, cut=cut, order=order)
+    assert played.session.said == {"C": whole("C"), "S": b""}
+    assert [e.detail for e in played.events if hasattr(e, "detail")] == ["no secret for what the server sent"]
+
+
+# -- secrets that come late ------------------------------------------------------------------------------------------------
+
+
+class Late(Secrets):
+    """A key log that is still being written: its lines come when so many chunks have been read."""
+
+    def __init__(self, log: bytes, after: int) -> None:
+        super().__init__()
+        self.growing = True
+        self.log, self.after = log, after
+
+    def tick(self) -> None:
+        self.after -= 1
+        if not self.after:
+            self.add(self.log)
+
+
+def late(spoken: Dialogue, log: bytes, after: int, limits: Limits | None = None, **how: Any) -> Played:
+    secrets = Late(log, after)
+
+    class Slow(Tap):
+        def feed(self, chunk: Any) -> Any:
+            secrets.tick()
+            return super().feed(chunk)
+
+    def prepare(session: Session) -> None:
+        session.secrets = secrets
+
+    return play(Slow, spoken, prepare=prepare, limits=limits, **how)
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("order", ["capture", "client", "server"])
+def test_records_wait_for_a_key_log_that_grows(version: str, order: str) -> None:
+    turns, log = conversation(version)
+    spoken = dialogue(turns)
+    for after in range(1, len(spoken.segments)):
+        played = late(spoken, log, after, order=order)
+        assert played.session.said == {"C": whole("C"), "S": whole("S")}
+        assert (played.info.visibility, played.anomalies) == ("decrypted", [])
+
+
+def test_each_secret_may_come_by_itself() -> None:
+    turns, log = conversation()
+    lines = log.splitlines(keepends=True)
+    first = b"".join(line for line in lines if b"HANDSHAKE" in line)
+    secrets = Late(log, 7)
+    secrets.add(first)
+
+    class Slow(Tap):
+        def feed(self, chunk: Any) -> Any:
+            secrets.tick()
+            return super().feed(chunk)
+
+    played = play(Slow, dialogue(turns), prepare=lambda session: setattr(session, "secrets", secrets))
+    assert played.session.said == {"C": whole("C"), "S": whole("S")}
+
+
+def test_the_wait_for_a_key_ends() -> None:
+    turns, log = conversation()
+    limits = Limits(tls_key_wait=2 * STEP)
+    spoken = dialogue(turns)
+    played = late(spoken, log, len(spoken.segments), limits=limits)
+    assert (played.session.said, played.info.visibility) == ({"C": b"", "S": b""}, "opaque")
+    never = late(spoken, log, 1000)
+    assert (never.session.said, never.info.visibility) == ({"C": b"", "S": b""}, "opaque")
+    assert never.info.ts_tls_done == played.info.ts_tls_done == tap(spoken).info.ts_tls_done
 
 
 def expand(secret: bytes, label: str, size: int) -> bytes:
@@ -450,6 +546,39 @@ def test_key_logs_that_are_none(tmp_path: Path) -> None:
         read_key_logs([nothing])
     with pytest.raises(KeyLogError, match="cannot read"):
         read_key_logs([tmp_path / "absent.log"])
+
+
+def test_a_key_log_is_followed(tmp_path: Path) -> None:
+    log, random = tmp_path / "keys.log", "ab" * 32
+    line = f"CLIENT_RANDOM {random} {'cd' * 48}\n"
+    log.write_text("")
+    followed = KeyLogs([log], follow=True)
+    assert (followed.secrets.growing, followed.poll()) == (True, 0)
+    with log.open("a") as file:
+        file.write(line[:50])
+    assert followed.poll() == 0  # half a line is none
+    with log.open("a") as file:
+        file.write(line[50:])
+    assert (followed.poll(), followed.poll()) == (1, 0)
+    log.write_text(line[: len(line) // 2])  # written anew
+    assert followed.poll() == 0
+    log.write_text(line.replace("ab", "ef"))
+    assert followed.poll() == 1
+    other = tmp_path / "other"
+    other.write_text(line.replace("ab", "12") * 4)
+    other.rename(log)  # another file in its place
+    assert followed.poll() == 4
+    log.unlink()
+    assert followed.poll() == 0
+    assert followed.secrets.get("CLIENT_RANDOM", bytes.fromhex(random)) is not None
+
+
+def test_a_key_log_to_follow_is_one(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("some text\n")
+    with pytest.raises(KeyLogError, match="holds no TLS secrets"):
+        KeyLogs([tmp_path / "other"], follow=True)
+    with pytest.raises(KeyLogError, match="cannot read"):
+        KeyLogs([tmp_path / "absent"], follow=True)
 
 
 # -- implicit TLS ----------------------------------------------------------------------------------------------------------

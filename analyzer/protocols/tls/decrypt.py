@@ -50,7 +50,7 @@ def opener(secrets: Secrets, client: ClientHello, server: ServerHello, from_clie
     if suite is None:
         return None
     if server.version >= TLS13:
-        cipher = _aead(suite["cipher"] + ("_8" if suite["cipher"].endswith("CCM_8") else ""))
+        cipher = _aead(suite["cipher"])
         if cipher is None or suite["hash"] is None or not has_secret(secrets, client, server, from_client):
             return None
         labels = _labels(from_client)

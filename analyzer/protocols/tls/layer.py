@@ -171,6 +171,8 @@ class Layer:
         self._ts_server_hello: int | None = None
         self._chains: dict[bool, list[bytes]] = {}
         """Certificates of the client (True) and of the server (False)."""
+        self._tls13 = False
+        """The server has answered with TLS 1.3: ChangeCipherSpec means nothing (RFC 8446 5)."""
         self._failed = False
         self._keyed = secrets is not None and (len(secrets) > 0 or secrets.growing)
         self._patient = secrets is not None and secrets.growing
@@ -264,7 +266,7 @@ class Layer:
         if half.application_begin is None:
             return 0
         size = half.received - half.application_begin
-        if self._servers and self._servers[-1].version >= TLS13:  # whose handshake is application data to look at
+        if self._tls13:  # whose handshake is application data to look at
             size -= sum(octets for ts, octets in half.application if ts <= done)
         return size
 
@@ -377,17 +379,22 @@ class Layer:
         """Whether a record's meaning hangs on a hello of the other side that has not come."""
         if not self._keyed or self._failed:
             return False
-        if half.opener is not None:
+        if kind == CHANGE_CIPHER_SPEC:
+            if self._tls13:
+                return False
+            turn = half.specs + 1
+        elif half.opener is not None:
             return half.opener.missing and self._waits_for_secret(half)
-        if kind in (HANDSHAKE, ALERT) and not half.protected:
+        elif kind in (HANDSHAKE, ALERT) and not half.protected:
             return False
-        turn = half.specs if half.protected else half.specs + 1
-        if self._servers and self._servers[0].version >= TLS13:
-            turn = 1
+        else:
+            turn = 1 if self._tls13 else half.specs if half.protected else half.specs + 1
         known = (len(self._clients), len(self._servers))
         missing = [h for h, hellos in zip(self._halves, known, strict=True) if hellos < turn]
         if not missing:
-            return not half.protected and self._unknown(half, turn) and self._waits_for_secret(half)
+            return (
+                (kind == CHANGE_CIPHER_SPEC or not half.protected) and self._unknown(half, turn) and self._waits_for_secret(half)
+            )
         if any(h.broken or h.blind or h.inbox.ended for h in missing) or half.inbox.held > self.limits.tls_waiting_bytes:
             self._failed = True
             return False
@@ -429,7 +436,7 @@ class Layer:
             if half.application_begin is None:
                 half.application_begin = begin
         if kind == CHANGE_CIPHER_SPEC:
-            if not (self._servers and self._servers[-1].version >= TLS13):
+            if not self._tls13:
                 half.specs += 1
                 half.protected, half.opener, half.gap_bytes = True, None, 0
                 self._prepare(half, half.specs)
@@ -547,6 +554,7 @@ class Layer:
             self.info.sni = hello.sni or self.info.sni
         elif kind == SERVER_HELLO and not half.client:
             answer = server_hello(body)
+            self._tls13 = answer.version >= TLS13
             if not answer.retry:
                 self._servers.append(answer)
                 self._ts_server_hello = ts
@@ -580,7 +588,7 @@ class Layer:
     def _settle(self) -> None:
         """End of the handshake: TLS 1.3 the client's first protected record, its Finished; before, the first application data."""
         client, server = (half.application for half in self._halves)
-        if self._servers and self._servers[-1].version >= TLS13:
+        if self._tls13:
             after = (self._ts_server_hello or 0) if self._early_data else 0
             times = [ts for ts, _ in client if ts >= after][:1]
         else:
