@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyzer.analysis import Analysis, analyze
+    from analyzer.extraction import extract
 
 __version__ = "0.1.0"
 __all__ = [
     "Analysis",
     "CaptureError",
+    "ExpressionError",
     "KeyLogError",
     "Limits",
     "MailhopError",
@@ -22,14 +24,17 @@ __all__ = [
     "__version__",
     "analyze",
     "capture",
+    "extract",
 ]
 
 _HOME = {
     "analyze": "analyzer.analysis",
     "Analysis": "analyzer.analysis",
     "capture": "analyzer.live",
+    "extract": "analyzer.extraction",
     "Limits": "analyzer.limits",
     "MailhopError": "analyzer.errors",
+    "ExpressionError": "analyzer.errors",
     "CaptureError": "analyzer.errors",
     "KeyLogError": "analyzer.errors",
     "MessageNotFound": "analyzer.errors",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from analyzer.limits import Limits
-from analyzer.pipeline import Input, Result, run
+from analyzer.pipeline import Input, Result, run, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ class Analysis:
 
         Raises MessageNotFound as `trace`, CaptureError when a capture cannot be read a second time.
         """
-        from analyzer.slice import write
+        from analyzer.slicing import write
 
         return write(path, self._result, self.trace(message)).frames
 
@@ -160,7 +160,4 @@ def analyze(
     `keylog`: TLS key log file or files.  Raises CaptureError when an input cannot be read at all, KeyLogError
     for a bad key log; damage within a capture is in `analysis.anomalies`.
     """
-    single = isinstance(path, str | PathLike | BinaryIO) or hasattr(path, "read")
-    inputs: Sequence[Input] = [path] if single else list(path)  # type: ignore[list-item,arg-type]
-    keylogs = [keylog] if isinstance(keylog, str | PathLike) else list(keylog)
-    return Analysis(run(inputs, limits=limits, keylogs=keylogs))
+    return Analysis(run(several(path), limits=limits, keylogs=several(keylog)))

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyzer import cli_files, cli_live, cli_views
-from analyzer.errors import MailhopError
+from analyzer.errors import ExpressionError, MailhopError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from analyzer.limits import Limits
     from analyzer.pipeline import Input, Result
     from analyzer.tables import Tables
+    from analyzer.tables.where import Where
     from analyzer.views.text import Look, Page
 
 DONE, DAMAGED, FAILED, MATCHED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -59,6 +61,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _usage(error)
     except click.ClickException as error:
         return _fail(error.format_message())
+    except ExpressionError as error:
+        return _point(error)
     except MailhopError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
@@ -86,6 +90,16 @@ def _usage(error: click.UsageError) -> int:
         what = error.format_message().rstrip(".")
     where = error.ctx.command_path if error.ctx else "mailhop"
     return _fail(f"{what} See {where} --help" if what.endswith("?") else f"{what}; see {where} --help")
+
+
+def _point(error: ExpressionError) -> int:
+    """What is wrong with an expression, and a caret under the place."""
+    from analyzer.tables.visible import visible
+
+    _fail(f"--where: {error.what}")
+    before, after = visible(error.text[: error.at]), visible(error.text[error.at :])
+    click.echo(_encodable(f"  {before}{after}\n  {' ' * len(before)}^\n  {error.fix}", sys.stderr), err=True)
+    return FAILED
 
 
 def _fail(what: str, status: int = FAILED) -> int:
@@ -199,7 +213,9 @@ def _bar() -> Any:
     return bar
 
 
-def _run(captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str], quiet: bool) -> "Result":
+def _run(
+    captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str], quiet: bool, limits: "Limits | None" = None
+) -> "Result":
     inputs = [*captures, *more]
     if not inputs:
         raise click.UsageError("no capture given; name a file, or - for standard input", click.get_current_context())
@@ -210,7 +226,7 @@ def _run(captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str
     from analyzer.pipeline import run
 
     with _progress(quiet) as report:
-        return run(inputs, keylogs=keylogs or _key_log_at_hand(), progress=report)
+        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report)
 
 
 def _key_log_at_hand(empty: bool = False) -> tuple[str, ...]:
@@ -247,6 +263,11 @@ def _captures(command: Any) -> Any:
             help="Accepted; so far one process does the work.",
         ),
         click.option("--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log; repeatable. Else: $SSLKEYLOGFILE."),
+        click.option(
+            "--where",
+            metavar="EXPR",
+            help="Only messages for which this holds: 'code>=500 and rcpt~\"@example.net\"'; `mailhop schema where` tells all.",
+        ),
         click.option("-r", "more", multiple=True, metavar="FILE", help="One more CAPTURE, as tshark takes it."),
         click.argument("captures", nargs=-1, metavar="CAPTURE..."),
     ):
@@ -319,6 +340,7 @@ def analyze(
     directory: str | None,
     formats: str | None,
     conditions: tuple[str, ...],
+    where: str | None,
     ascii_only: bool,
     quiet: bool,
     verbose: bool,
@@ -332,11 +354,15 @@ def analyze(
       mailhop analyze mail.pcapng
       mailhop analyze tap1.pcap tap2.pcapng.gz -o tables/ --format jsonl,csv
       sudo tcpdump -i eth0 -w - port 25 | mailhop analyze -
+      mailhop analyze mail.pcap --where 'outcome!=delivered and rcpt~"@example.net"'
       mailhop analyze mail.pcap --fail-on rejected,plaintext-auth -q
     """
     wanted = _conditions(conditions)
     names = _formats(formats, directory)
+    only = _where(where)
     result = _run(captures, more, keylogs, quiet)
+    if only is not None:
+        _narrow(result, only, quiet)
     if directory is not None:
         from analyzer.tables.export import export
 
@@ -419,6 +445,7 @@ def _one_message(command: Any) -> Any:
 @_one_message
 @click.option("--json", "as_json", is_flag=True, help="Every row of every table that belongs to the message.")
 @click.option("--mermaid", "as_mermaid", is_flag=True, help="A Mermaid sequence diagram.")
+@click.option("--svg", metavar="FILE", help="Write its waterfall and ladder as one SVG picture, too.")
 @_captures
 def trace(
     captures: tuple[str, ...],
@@ -431,6 +458,8 @@ def trace(
     subject: str | None,
     as_json: bool,
     as_mermaid: bool,
+    svg: str | None,
+    where: str | None,
     ascii_only: bool,
     quiet: bool,
     verbose: bool,
@@ -443,12 +472,16 @@ def trace(
     Examples:
       mailhop trace mail.pcapng --message-id '<1@example.org>'
       mailhop trace mail.pcapng --rcpt bob@example.net --mermaid
+      mailhop trace mail.pcapng --where 'queue>5m' --svg waited.svg
       mailhop trace mail.pcapng --subject invoice --json | jq .hops
     """
     if as_json and as_mermaid:
         raise click.UsageError("choose one of --json and --mermaid", click.get_current_context())
+    only = _where(where)
     result = _run(captures, more, keylogs, quiet)
-    told = _chosen(result.tables, quiet, message_id=message_id, trace_id=trace_id, rcpt=rcpt, subject=subject)
+    told = _chosen(result.tables, quiet, only, message_id=message_id, trace_id=trace_id, rcpt=rcpt, subject=subject)
+    if svg is not None:
+        _write_picture(svg, told, quiet)
     with _reader_may_leave():
         if as_json:
             sys.stdout.write(told.json())
@@ -460,15 +493,52 @@ def trace(
     return DAMAGED if result.damaged else DONE
 
 
-def _chosen(tables: "Tables", quiet: bool, **selectors: str | None) -> Any:
+def _write_picture(path: str, told: Any, quiet: bool) -> None:
+    from analyzer.views.drawing import picture
+
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(picture(told))
+    except OSError as error:
+        raise MailhopError(f"cannot write {path}: {error.strerror or error}", "name another file with --svg") from None
+    if not quiet:
+        _complain(f"wrote {path}")
+
+
+def _where(text: str | None) -> "Where | None":
+    """The expression of --where; a wrong one is told before a long run, not after."""
+    if text is None:
+        return None
+    from analyzer.tables.where import Where
+
+    return Where(text)
+
+
+def _narrow(result: "Result", only: "Where", quiet: bool) -> None:
+    """Leave the messages that an expression holds for."""
+    from analyzer.views.trace import narrow
+
+    count = result.tables.count("messages")
+    traces = only.traces(result.tables)
+    result.tables = narrow(result.tables, traces)
+    if not quiet:
+        _complain(f"--where holds for {len(traces):,} of {count:,} messages")
+
+
+def _chosen(tables: "Tables", quiet: bool, only: "Where | None" = None, **selectors: str | None) -> Any:
     """The message that answers to the selectors; the first of several, with a hint."""
     from itertools import islice
 
     from analyzer.views.trace import MATCHES, gather, nothing_found, select
 
-    rows = list(islice(select(tables, **selectors), MATCHES + 1))
+    found = select(tables, **selectors)
+    if only is not None:
+        traces = only.traces(tables)
+        found = (row for row in found if row.trace_id in traces)
+    rows = list(islice(found, MATCHES + 1))
     if not rows:
-        raise nothing_found(tables, " ".join(f"--{name.replace('_', '-')} {value}" for name, value in selectors.items() if value))
+        given = {**selectors, "where": only.text if only is not None else None}
+        raise nothing_found(tables, " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value))
     if len(rows) > 1 and not quiet:
         more = f"more than {MATCHES}" if len(rows) > MATCHES else str(len(rows))
         others = ", ".join(row.trace_id[:8] for row in rows[1:6])
@@ -492,6 +562,7 @@ def schema(table: str | None, layout: str) -> None:
     Examples:
       mailhop schema
       mailhop schema hops
+      mailhop schema where
       mailhop schema anomalies --format md
     """
     from analyzer.views.schema import shown

@@ -15,6 +15,7 @@ def report(
     keylogs: tuple[str, ...],
     jobs: int,
     path: str,
+    where: str | None,
     ascii_only: bool,
     quiet: bool,
     verbose: bool,
@@ -26,12 +27,16 @@ def report(
     \b
     Examples:
       mailhop report mail.pcapng -o report.html
+      mailhop report mail.pcapng --where 'outcome=deferred or queue>5m' -o late.html
       mailhop report tap1.pcap tap2.pcapng.gz --keylog keys.log -o report.html
     """
-    from analyzer.cli import DAMAGED, DONE, _complain, _run, _warn
+    from analyzer.cli import DAMAGED, DONE, _complain, _narrow, _run, _warn, _where
     from analyzer.views.report import write
 
+    only = _where(where)
     result = _run(captures, more, keylogs, quiet)
+    if only is not None:
+        _narrow(result, only, quiet)
     try:
         write(path, result.tables, result.sources)
     except OSError as error:

@@ -24,5 +24,17 @@ class KeyLogError(MailhopError):
     """A key log cannot be read or is none."""
 
 
+class ExpressionError(MailhopError):
+    """An expression of `--where` cannot be understood.
+
+    Attributes: `text` the expression; `at` the place in it where reading stopped, in characters.
+    """
+
+    def __init__(self, what: str, text: str, at: int, fix: str = "") -> None:
+        super().__init__(what, fix)
+        self.text = text
+        self.at = at
+
+
 class MessageNotFound(MailhopError):
     """No message, or more than one, answers to what was asked for."""

@@ -269,7 +269,7 @@ def _octets(event: MessageCarried) -> int:
     content = event.content
     if content is None:
         return 0
-    return sum(len(value) for _, value in content.headers) + len(content.report or b"") + len(content.raw or b"")
+    return sum(len(value) for _, value in content.headers) + len(content.report or b"")
 
 
 def _time(event: MessageCarried) -> int:

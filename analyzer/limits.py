@@ -5,6 +5,7 @@ bound is an anomaly row (counted, folded), never silence.  Add yours here, with 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,8 @@ class Limits:
     """Mailbox events kept for the timeline: later ones are not told, `mailbox_events_dropped`."""
 
     # tables
+    browse_messages: int = 100_000
+    """Messages that `browse` lists: beyond, the first ones are there and the rest is counted."""
     report_messages: int = 20_000
     """Messages of an HTML report: beyond, the first ones are in it and the rest is counted."""
     spool_rows: int = 20_000
@@ -191,3 +194,7 @@ class Limits:
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""
     live_every: float = 1.0
     """Seconds between two tellings at least."""
+
+    # not a bound: what is kept at all
+    bodies: Any = None
+    """Where the octets of messages are kept, for extraction (`protocols.bodies.Store`); None: nowhere, they are only hashed."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
 from analyzer.mail.story import Story
 from analyzer.protocols import dns, tls
-from analyzer.protocols.base import Command, Event, SessionEnded
+from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
+from analyzer.protocols.bodies import Body
 from analyzer.protocols.registry import MAIL_PORTS, recognise
 from analyzer.protocols.starttls import Offers
 from analyzer.tables import Tables
@@ -26,6 +27,7 @@ from analyzer.wire.streams import Streams
 from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
+T = TypeVar("T")
 Progress = Callable[[str, int, int | None, int], None]
 """Called now and then with: source name, octets of the file read, its size or None, messages so far."""
 
@@ -60,6 +62,8 @@ class Result:
     inputs: list[Again] = field(default_factory=list)
     """What was read, as `sources`."""
     limits: Limits = field(default_factory=Limits)
+    bodies: dict[tuple[str, int], Body] = field(default_factory=dict)
+    """Octets of messages by session and index there, where `limits.bodies` kept them."""
 
     @property
     def damaged(self) -> bool:
@@ -83,6 +87,7 @@ class Pipeline:
         self.datagrams = dns.Datagrams(self.limits)
         self.offers = Offers(self.limits)
         self.messages = 0
+        self.bodies: dict[tuple[str, int], Body] = {}
 
     def learn(self, info: SourceInfo) -> None:
         """Take the TLS secrets that a capture brought along (pcapng Decryption Secrets Blocks)."""
@@ -170,6 +175,8 @@ class Pipeline:
                     tables.add("sessions", event.row)
                     self.offers.feed(event.info)
                     self.messages += event.info.messages
+                elif isinstance(event, MessageCarried) and event.content is not None and event.content.body is not None:
+                    self.bodies[event.session.session_id, event.index] = event.content.body
                 story.feed(event)
 
 
@@ -190,6 +197,12 @@ def name_of(source: Input) -> str:
     if isinstance(source, str | PathLike):
         return fspath(source)
     return str(getattr(source, "name", "-"))
+
+
+def several(given: T | Sequence[T]) -> list[T]:
+    """One path or open file, or many, as a list."""
+    single = isinstance(given, str | PathLike) or hasattr(given, "read")
+    return [given] if single else list(given)  # type: ignore[list-item,arg-type]
 
 
 def _place(source: Input) -> int | None:
@@ -239,4 +252,4 @@ def run(
                 pipeline.learn(info)
                 pipeline.feed(frames)
         tables = pipeline.finish(sources)
-    return Result(tables, sources, again, limits)
+    return Result(tables, sources, again, limits, pipeline.bodies)

@@ -220,8 +220,8 @@ class Content:
     header_complete: bool = True
     report: bytes | None = None
     """First octets of the body when it is multipart/report or message/*: for DSN and MDN parts."""
-    raw: bytes | None = None
-    """All octets, only when extraction was asked for."""
+    body: Any = None
+    """All octets seen, header section included (`bodies.Body`); only when `limits.bodies` keeps them."""
 
 
 @dataclass(slots=True, eq=False)

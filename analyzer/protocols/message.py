@@ -14,6 +14,7 @@ import numpy as np
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Content, text
+from analyzer.protocols.bodies import Body
 
 KEPT_FIELDS = frozenset(
     b"message-id subject from to cc date sender reply-to return-path received delivered-to x-original-to envelope-to "
@@ -63,6 +64,7 @@ class MessageReader:
     """
 
     __slots__ = (
+        "_body",
         "_body_digest",
         "_body_size",
         "_digest",
@@ -73,7 +75,6 @@ class MessageReader:
         "_line_end",
         "_long",
         "_passed",
-        "_raw",
         "_recovering",
         "_report",
         "_report_room",
@@ -88,7 +89,7 @@ class MessageReader:
         "whole",
     )
 
-    def __init__(self, limits: Limits, keep_raw: bool = False) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.size = 0
         """Message octets seen."""
@@ -111,7 +112,7 @@ class MessageReader:
         self._fields: list[tuple[str, bytes]] | None = None
         self._report: list[bytes] | None = None
         self._report_room = 0
-        self._raw: list[bytes] | None = [] if keep_raw else None
+        self._body = Body(limits.bodies) if limits.bodies is not None else None
         self._tail = b"\r\n"  # the octets before the first are taken as a line end: a dot there is stuffed, too
         self._lead = 2
         self._stops = 0
@@ -125,8 +126,8 @@ class MessageReader:
         if not piece:
             return
         self.size += len(piece)
-        if self._raw is not None:
-            self._raw.append(bytes(piece))
+        if self._body is not None:
+            self._body.append(piece)
         if self.whole:
             if self._digest is None:
                 self._digest = sha256(piece, usedforsecurity=False)
@@ -346,7 +347,7 @@ class MessageReader:
     @property
     def pieces(self) -> int:
         """Pieces of the message kept: what a copy costs."""
-        return len(self._raw or ())
+        return len(self._body) if self._body is not None else 0
 
     def copy(self) -> "MessageReader":
         """A reader that has read the same, and goes its own way."""
@@ -397,7 +398,7 @@ class MessageReader:
             message_id=self._message_id(fields),
             header_complete=header_complete,
             report=b"".join(self._report) if self._report is not None else None,
-            raw=b"".join(self._raw) if self._raw is not None else None,
+            body=self._body,
         )
 
     def _message_id(self, fields: list[tuple[str, bytes]]) -> str | None:

@@ -4,6 +4,7 @@
 carries the same drawing as data, and templates/report.js sets it in the browser as the reader opens a message.
 """
 
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -481,6 +482,8 @@ def ticks(scale: Sequence[tuple[int, float]], most: int) -> list[int]:
 # pictures
 
 WIDTH, LABELS, LINE, TOP = 980, 290, 38, 30
+_MARGIN = 16
+_SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)" height="([\d.]+)"')
 _LETTER = 6.3
 """Pixels of a letter, about."""
 
@@ -526,6 +529,20 @@ def _attribute(value: object) -> str:
 def fit(text: str, pixels: float) -> str:
     """Text cut to about so many pixels."""
     return _short(text, max(int(pixels / _LETTER), 3))
+
+
+def picture(trace: Trace) -> str:
+    """A message's waterfall, and its ladder below it, as one SVG file of its own."""
+    drawing = draw(trace)
+    parts = [waterfall(drawing), ladder(drawing)]
+    sizes = [_SIZE.match(part) for part in parts]
+    (w1, h1), (w2, h2) = ((float(size[1]), float(size[2])) if size else (0.0, 0.0) for size in sizes)
+    title = trace.message.message_id or trace.message.trace_id
+    svg = Svg(max(w1, w2) + 2 * _MARGIN, h1 + h2 + 3 * _MARGIN, f"Message {title}")
+    svg.add("rect", width="100%", height="100%", fill="#fff")
+    for part, top in zip(parts, (_MARGIN, h1 + 2 * _MARGIN), strict=True):
+        svg.parts.append(f'<g transform="translate({_MARGIN} {top:g})" color="#1b1f24">{part}</g>')
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{svg}\n'
 
 
 def waterfall(drawing: Drawing) -> str:

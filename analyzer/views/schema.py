@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from analyzer.columns import Column
 from analyzer.tables import TABLES, Table, anomaly_names, describe
+from analyzer.tables.where import FIELDS, OPERATORS
 from analyzer.views.text import Look, Page, Span
 
 KINDS = {
@@ -17,10 +18,14 @@ KINDS = {
     "list": "list",
 }
 """Kinds of columns, in words."""
+WHERE = "where"
+"""Not a table: the fields that --where knows."""
 
 
 def shown(name: str | None, layout: str, look: Look) -> str:
-    """One table, or all of them, as `text`, `md` or `json`."""
+    """One table, all of them, or the fields of `where`, as `text`, `md` or `json`."""
+    if name == WHERE:
+        return _fields(layout, look)
     tables = list(TABLES.values()) if name is None else [describe(name)]
     if layout == "json":
         return _as_json(tables)
@@ -40,8 +45,28 @@ def _list(look: Look) -> Page:
     for table in TABLES.values():
         page.wrapped(f"{table.name:<{room}}  {len(table.columns):>2} columns  ", f"one row: {table.meaning}".split(" "))
     page.line()
-    page.line("mailhop schema TABLE lists its columns")
+    page.line("mailhop schema TABLE lists its columns, mailhop schema where the fields of --where")
     return page
+
+
+def _fields(layout: str, look: Look) -> str:
+    if layout == "json":
+        return json.dumps({name: {"kind": f.kind, "meaning": f.meaning} for name, f in FIELDS.items()}, indent=2) + "\n"
+    if layout == "md":
+        lines = ["| field | kind | meaning |", "| --- | --- | --- |"]
+        return "\n".join([*lines, *(f"| `{name}` | {f.kind} | {_cell(f.meaning)} |" for name, f in FIELDS.items())]) + "\n"
+    page = Page(look)
+    page.line(Span("where", "bold"), " has these fields; a message has many values of most, and one that fits will do.")
+    page.line()
+    _aligned(page, ((name, f.kind, f.meaning) for name, f in FIELDS.items()))
+    page.line()
+    page.line(Span("operators", "bold"))
+    _aligned(page, ((kind, "", " ".join(signs)) for kind, signs in OPERATORS.items()))
+    page.wrapped("  ", "~ is `contains`, letter case aside; != and !~ hold when no value is it, or contains it.".split(" "))
+    page.wrapped(
+        "  ", "and, or, not and parentheses join comparisons; quotes hold values with blanks or signs in them.".split(" ")
+    )
+    return str(page)
 
 
 def _as_text(table: Table, look: Look) -> Page:

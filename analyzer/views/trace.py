@@ -7,12 +7,13 @@ text, HTML, JSON and a Mermaid sequence diagram.
 import json
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyzer.errors import MessageNotFound
+from analyzer.limits import Limits
 from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.protocols.base import Command, SessionRow
 from analyzer.protocols.dns import Transaction
@@ -293,6 +294,24 @@ def gather_all(tables: Tables, messages: Iterable[Message]) -> Iterator[Trace]:
         yield trace
 
 
+def narrow(tables: Tables, traces: Collection[str], limits: Limits | None = None) -> Tables:
+    """The rows of these messages alone, out of every table: as `gather` has them for one."""
+    made = Tables(limits)
+    for name in ("messages", "hops", "recipients", "deliveries", "timeline", "dns", "links"):
+        made.extend(name, (row for row in tables.rows(name) if row.trace_id in traces))
+    crossed = {row.session_id for name in ("hops", "timeline") for row in made.rows(name)} - {None}
+    made.extend("sessions", (row for row in tables.rows("sessions") if row.session_id in crossed))
+    made.extend("commands", _commands(tables.rows("commands"), made.rows("hops")))
+    ips = {ip for row in made.rows("hops") for ip in (row.client_ip, row.server_ip)}
+    ips |= {ip for row in made.rows("dns") for ip in (row.client_ip, row.server_ip)}
+    made.extend("hosts", (row for row in tables.rows("hosts") if ips.intersection(row.ips)))
+    odd = (
+        row for row in tables.rows("anomalies") if row.trace_id in traces or (row.trace_id is None and row.session_id in crossed)
+    )
+    made.extend("anomalies", odd)
+    return made
+
+
 class _Dialogue:
     """A session's commands, ready to be asked for those of one hop."""
 
@@ -309,7 +328,7 @@ class _Dialogue:
         return self._rows[first:last]
 
 
-def _commands(rows: Iterable[Command], hops: list[Hop]) -> Iterator[Command]:
+def _commands(rows: Iterable[Command], hops: Iterable[Hop]) -> Iterator[Command]:
     """Commands of these hops, and those that set their sessions up."""
     spans = defaultdict(list)
     for hop in hops:

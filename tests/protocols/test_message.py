@@ -3,16 +3,18 @@
 import hashlib
 import itertools
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyzer.limits import Limits
+from analyzer.protocols.base import Content
+from analyzer.protocols.bodies import Store
 from analyzer.protocols.message import MessageReader
 
-LIMITS = Limits()
+LIMITS = Limits(bodies=Store())
 MAIL = (
     b"Received: from a.example (a.example [192.0.2.1])\r\n\tby b.example with ESMTP id Q1\r\n\tfor <bob@example.net>;"
     b" Tue, 14 Nov 2023 22:13:20 +0000\r\n"
@@ -33,16 +35,21 @@ def stuff(message: bytes) -> bytes:
     return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines) + b".\r\n"
 
 
-def read(octets: bytes, cuts: list[int] = [], limits: Limits = LIMITS, keep_raw: bool = True):  # noqa: B006
-    reader = MessageReader(limits, keep_raw)
+def told(content: Content) -> Content:
+    """What is known of a message, its octets read back."""
+    return replace(content, body=b"".join(content.body or ()))
+
+
+def read(octets: bytes, cuts: list[int] = [], limits: Limits = LIMITS):  # noqa: B006
+    reader = MessageReader(limits)
     for piece in pieces(octets, cuts):
         reader.feed(piece)
-    return reader.content(True)
+    return told(reader.content(True))
 
 
 def read_stuffed(octets: bytes, cuts: list[int], watch: bool = False):
     """(content, octets after the end of data, look-alikes as octets before each)"""
-    reader = MessageReader(LIMITS, True)
+    reader = MessageReader(LIMITS)
     if watch:
         reader.watch_ends()
     forks = []
@@ -54,11 +61,11 @@ def read_stuffed(octets: bytes, cuts: list[int], watch: bool = False):
             if at < 0:
                 break
             if reader.ended:
-                return reader.content(True), octets[done + at :], forks
-            forks.append((done + at, reader.fork().content(True).raw))
+                return told(reader.content(True)), octets[done + at :], forks
+            forks.append((done + at, told(reader.fork().content(True)).body))
             begin = at
         done += len(piece)
-    return reader.content(False), None, forks
+    return told(reader.content(False)), None, forks
 
 
 def test_fields_digests_and_sizes() -> None:
@@ -71,7 +78,7 @@ def test_fields_digests_and_sizes() -> None:
     assert [name for name, _ in content.headers] == ["received", "from", "to", "subject", "message-id"]
     assert dict(content.headers)["subject"] == b"folded subject"
     assert dict(content.headers)["received"].startswith(b"from a.example (a.example [192.0.2.1])\tby b.example")
-    assert content.header_complete and content.complete and content.raw == MAIL
+    assert content.header_complete and content.complete and content.body == MAIL
 
 
 @settings(max_examples=200, deadline=None)
@@ -91,7 +98,7 @@ odd = st.lists(
 def test_stuffed_messages_come_back(message: bytes, cuts: list[int], watch: bool) -> None:
     message += b"\r\n"
     content, rest, _ = read_stuffed(stuff(message) + b"QUIT\r\n", cuts, watch)
-    assert content.raw == message
+    assert content.body == message
     assert content.sha256 == hashlib.sha256(message).hexdigest()
     assert rest == b"QUIT\r\n"
 
@@ -144,7 +151,7 @@ def test_a_lone_lf_dot_lf_is_seen_before_anything_follows() -> None:
 
 
 def test_no_digest_with_a_hole() -> None:
-    reader = MessageReader(LIMITS, True)
+    reader = MessageReader(LIMITS)
     reader.feed(MAIL[:400])
     reader.gap(100)
     reader.feed(MAIL[500:])

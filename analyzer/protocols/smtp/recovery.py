@@ -47,8 +47,6 @@ class Fork:
 class Recovery(Dialogue):
     """A dialogue that goes on behind losses."""
 
-    keep_raw: bool = False
-    """Keep whole messages (for extraction)."""
     transaction: Transaction | None = None
     """The transaction that commands read now belong to."""
     left: int = 0
@@ -87,7 +85,7 @@ class Recovery(Dialogue):
         if reply is not None:
             transaction.carried.ts_rcpt_done = reply.ts
         transaction.heard = reply.end if reply is not None else self.client.ack_at(self.client.offset)
-        transaction.reader = MessageReader(self.limits, self.keep_raw)
+        transaction.reader = MessageReader(self.limits)
         transaction.reader.watch_ends()
         transaction.data_begin = self.client.offset
         self.receiving = transaction
@@ -351,7 +349,7 @@ class Recovery(Dialogue):
             self.greeted(reply)
         elif before is not None and reply.kind in (2, 4, 5) and self.receiving is None:
             transaction = self.transaction or self.without_mail(reply.frame)
-            transaction.reader = MessageReader(self.limits, self.keep_raw)
+            transaction.reader = MessageReader(self.limits)
             transaction.reader.gap(-1)
             transaction.finals.append((None, reply))
             self.conclude(transaction, "reply", None, None)

@@ -415,7 +415,7 @@ class Session(Recovery):
         self.state = CHUNK
         if transaction is not None:
             if transaction.reader is None:
-                transaction.reader = MessageReader(self.limits, self.keep_raw)
+                transaction.reader = MessageReader(self.limits)
                 transaction.data_begin = given.end
             if transaction.holed:
                 transaction.reader.gap(-1)
