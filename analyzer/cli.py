@@ -164,7 +164,7 @@ def _print(page: "Page") -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int], None] | None]:
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int, int], None] | None]:
     """A progress bar on standard error, where somebody can see it, for runs that take their time."""
     if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
@@ -177,7 +177,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int], Non
     shown: str | None = None
     begun = monotonic()
 
-    def report(name: str, done: int, total: int | None, messages: int) -> None:
+    def report(name: str, done: int, total: int | None, messages: int, packets: int) -> None:
         nonlocal bar, shown
         if monotonic() - begun < PATIENCE:
             return
@@ -187,7 +187,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int], Non
         if name != shown:
             shown = name
             bar.reset(0, total=total, description=visible(os.path.basename(name))[-30:])
-        bar.update(0, completed=done, total=total, messages=f"{messages:,} messages")
+        bar.update(0, completed=done, total=total, found=f"{packets:,} packets {messages:,} messages")
 
     try:
         yield report
@@ -198,18 +198,18 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int], Non
 
 def _bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    text = "{task.description}", "{task.fields[messages]}"
     columns = (
-        TextColumn(text[0], markup=False),
-        BarColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
         DownloadColumn(),
-        TextColumn(text[1], markup=False),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[found]}", markup=False),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("", total=None, messages="")
+    bar.add_task("", total=None, found="")
     return bar
 
 

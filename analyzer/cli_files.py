@@ -58,15 +58,18 @@ def slice(
       mailhop slice tap1.pcap tap2.pcapng.gz --rcpt bob@example.net -w bob.pcapng
     """
     from analyzer.cli import DAMAGED, DONE, _chosen, _complain, _run, _warn, _where
-    from analyzer.slicing import write
 
     only = _where(where)
+    from analyzer.slicing import write
+
     with _twice([*captures, *more]) as inputs:
         result = _run(inputs, (), keylogs, quiet)
         told = _chosen(result.tables, quiet, only, message_id=message_id, trace_id=trace_id, rcpt=rcpt, subject=subject)
         copied = write(path, result, told)
     if not quiet:
-        _complain(f"wrote {path}: {copied.frames:,} packets of trace {told.message.trace_id[:8]}")
+        from analyzer.views.text import counted
+
+        _complain(f"wrote {path}: {counted(copied.frames, 'packet')} of trace {told.message.trace_id[:8]}")
     _warn(result)
     return DAMAGED if result.damaged else DONE
 
@@ -98,17 +101,20 @@ def extract(
       mailhop extract mail.pcapng -o messages/ --where 'subject~invoice' --mbox invoices.mbox
     """
     from analyzer.cli import DAMAGED, DONE, _complain, _run, _warn, _where
-    from analyzer.extraction import keeping, write
 
     only = _where(where)
+    from analyzer.extraction import keeping, write
+
     with keeping(directory) as kept:
         result = _run(captures, more, keylogs, quiet, kept)
         traces = None if only is None else only.traces(result.tables)
         done = write(directory, result, traces=traces, mbox=mbox)
     if not quiet:
+        from analyzer.views.text import counted
+
         incomplete = f", {done.incomplete:,} of them incomplete" if done.incomplete else ""
-        files = "1 file" if done.files == 1 else f"{done.files:,} files"
-        _complain(f"wrote {files}{incomplete}, of {done.messages:,} messages, to {directory}")
+        of = counted(done.messages, "message")
+        _complain(f"wrote {counted(done.files, 'file')}{incomplete}, of {of}, to {directory}")
     _warn(result)
     return DAMAGED if result.damaged else DONE
 

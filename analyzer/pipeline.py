@@ -28,8 +28,8 @@ from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
 T = TypeVar("T")
-Progress = Callable[[str, int, int | None, int], None]
-"""Called now and then with: source name, octets of the file read, its size or None, messages so far."""
+Progress = Callable[[str, int, int | None, int, int], None]
+"""Called now and then with: source name, octets of the file read, its size or None, messages and packets so far."""
 
 
 class Again(NamedTuple):
@@ -246,7 +246,7 @@ def run(
 
             def report(done: int, total: int | None, name: str = info.name) -> None:
                 if progress is not None:
-                    progress(name, done, total, pipeline.messages)
+                    progress(name, done, total, pipeline.messages, sum(source.frames for source in sources))
 
             for frames in files.read(item, limits, info, progress=report):
                 pipeline.learn(info)

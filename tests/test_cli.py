@@ -1,5 +1,6 @@
 """The command: what it prints where, and with which exit status."""
 
+import io
 import json
 import os
 import struct
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from analyzer.cli import cli, main
+from analyzer.cli import _progress, cli, main
 from analyzer.errors import CaptureError, KeyLogError
 from analyzer.mail.records import RecipientRow
 from analyzer.tables import TABLES, Tables
@@ -218,6 +219,63 @@ def test_ascii(mailhop, analysis):
     assert mailhop("analyze", "mail.pcap", "--ascii").out.isascii()
 
 
+@pytest.mark.parametrize("verb", ["analyze", "trace", "report", "slice", "extract", "browse"])
+def test_a_wrong_expression_is_told_before_the_work_with_its_place(mailhop, analysis, tmp_path, verb):
+    more = {"slice": ["-w", "x"], "extract": ["-o", str(tmp_path / "x")]}.get(verb, [])
+    done = mailhop(verb, "mail.pcap", *more, "--where", "code>=500 and kode=\x1b[1m")
+    assert (done.status, done.out, analysis.asked) == (2, "", None)
+    assert done.lines[0].startswith("mailhop: error: --where: no field 'kode', did you mean code ")
+    assert done.lines[1:3] == ["  code>=500 and kode=\\x1b[1m", "  " + " " * 14 + "^"]
+    assert done.lines[3].startswith("  fields: from rcpt to subject")
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_narrows_overview_tables_and_conditions(mailhop, analysis, tmp_path):
+    analysis.tables.add("messages", synthetic.message(trace_id="another0", ts_first=synthetic.at(9), subject="Other"))
+    done = mailhop("analyze", "mail.pcap", "--where", "subject~other", "-o", str(tmp_path), "--fail-on", "rejected")
+    assert done.status == 0  # the hop that rejected is of the message left out
+    assert done.lines == ["mailhop: --where holds for 1 of 2 messages"]
+    assert "Other" in done.out and "Minutes" not in done.out
+    assert json.loads((tmp_path / "messages.jsonl").read_text())["trace_id"] == "another0"
+    assert (tmp_path / "hops.jsonl").read_text() == ""
+
+
+def test_where_chooses_the_message_to_trace(mailhop, analysis):
+    analysis.tables.add("messages", synthetic.message(trace_id="another0", ts_first=synthetic.at(9), subject="Other"))
+    assert '"Other"' in mailhop("trace", "mail.pcap", "--where", "subject=other").out
+    done = mailhop("trace", "mail.pcap", "--where", "subject=other", "--rcpt", "bob@example.net")
+    assert done.status == 2
+    assert "no message answers to --rcpt bob@example.net --where subject=other" in one_line(done)
+
+
+def test_trace_as_a_picture_of_its_own(mailhop, analysis, tmp_path):
+    from xml.etree import ElementTree
+
+    done = mailhop("trace", "mail.pcap", "--svg", str(tmp_path / "one.svg"))
+    assert done.status == 0
+    assert done.lines == [f"mailhop: wrote {tmp_path / 'one.svg'}"]
+    picture = ElementTree.parse(tmp_path / "one.svg").getroot()
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(picture.findall(".//{http://www.w3.org/2000/svg}svg")) == 2
+    assert "cannot write" in mailhop("trace", "mail.pcap", "--svg", str(tmp_path)).err
+
+
+def test_browse_needs_a_terminal(mailhop, analysis):
+    done = mailhop("browse", "mail.pcap")
+    assert done.status == 2
+    assert "browse needs a terminal" in one_line(done)
+    assert analysis.asked is None
+
+
+def test_schema_explains_the_fields_of_where(mailhop):
+    from analyzer.tables.where import FIELDS
+
+    out = mailhop("schema", "where").out
+    assert all(name in out for name in FIELDS)
+    assert list(json.loads(mailhop("schema", "where", "--format", "json").out)) == list(FIELDS)
+    assert "| `queue` | seconds |" in mailhop("schema", "where", "--format", "md").out
+
+
 # the rest
 
 
@@ -266,6 +324,34 @@ def test_help_needs_no_library():
     code = "import sys; from analyzer.cli import main; main(['--help']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "pandas", "scapy", "dns", "rich", "dpkt"} & set(done.stdout.splitlines()[-1].split())
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("quiet", "stream", "shown"), [(False, Terminal(), True), (True, Terminal(), False), (False, io.StringIO(), False)]
+)
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch, quiet, stream, shown):
+    monkeypatch.setattr("analyzer.cli.PATIENCE", 0)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    with _progress(quiet) as report:
+        if report is not None:
+            report("captures/\x1b[2Jmail.pcap", 500_000, 1_000_000, 12, 3_456)
+    for word in ("mail.pcap", "0.5/1.0 MB", "3,456 packets 12 messages"):
+        assert (word in stream.getvalue()) == shown
+    assert "[2J" not in stream.getvalue().replace("\\x1b[2J", "")
+
+
+@pytest.mark.parametrize("verb", ["slice", "extract"])
+def test_files_need_a_name(mailhop, verb):
+    done = mailhop(verb, "mail.pcap")
+    assert done.status == 2
+    assert f"see mailhop {verb} --help" in one_line(done)
 
 
 # end to end
@@ -357,6 +443,22 @@ def test_a_hostile_subject_shows_and_does_not_act(command, tmp_path):
     assert done.status == 0
     assert "\\x1b]52;c;eA==\\x07" in done.out
     assert not set(done.out) & set("\x1b\x07\x7f\x9b")
+
+
+def test_messages_and_packets_to_take_along(command, tmp_path):
+    (tmp_path / "m.pcap").write_bytes(smtp_capture())
+    done = command("extract", "m.pcap", "-o", "out", "--mbox", "all.mbox", "--where", "rcpt=bob@example.net")
+    assert (done.status, done.out) == (0, "")
+    assert done.err == "mailhop: wrote 1 file, of 1 message, to out\n"
+    (name,) = [name for name in os.listdir(tmp_path / "out") if name.endswith(".eml")]
+    assert (tmp_path / "out" / name).read_bytes().startswith(b"Message-ID: <1@example.org>\r\n")
+    assert (tmp_path / "all.mbox").read_bytes().startswith(b"From alice@example.org Tue Nov 14 22:13:")
+    done = command("slice", "-", "-w", "one.pcapng", stdin=smtp_capture())
+    assert (done.status, done.out) == (0, "")
+    assert done.err.startswith("mailhop: wrote one.pcapng: 16 packets of trace ")
+    assert command("analyze", "one.pcapng", "-q").status == 0
+    done = command("slice", "m.pcap", "-w", "m.pcap")
+    assert (done.status, done.err) == (2, "mailhop: error: m.pcap is one of the captures; name another file with -w\n")
 
 
 def test_a_cut_capture_is_status_1_with_what_was_read(command, tmp_path):
