@@ -7,6 +7,8 @@ import sqlite3
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic
@@ -19,6 +21,7 @@ from analyzer.mail.records import Host, Message
 from analyzer.protocols.base import Command
 from analyzer.tables import TABLES, Tables
 from analyzer.tables.export import csv_lines, export, iso, json_lines, parse_formats, seconds
+from analyzer.tables.visible import inert, visible
 
 any_text = st.text(st.characters(), max_size=30)  # surrogates too
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -160,6 +163,76 @@ def test_every_table_is_written_and_read_back(tables, tmp_path):
     meaning = base.execute("SELECT meaning FROM columns WHERE table_name = 'hops' AND name = 'queue_id'").fetchone()
     assert meaning == ("what the server called it",)
     base.close()
+
+
+def nanoseconds(text: str) -> int:
+    stamp, _, rest = text.removesuffix("Z").partition(".")
+    return int(datetime.fromisoformat(stamp).replace(tzinfo=UTC).timestamp()) * 10**9 + int(rest)
+
+
+def from_json(kind: str, value: Any) -> Any:
+    return nanoseconds(value) if kind == "time" and value is not None else value
+
+
+def from_csv(kind: str, cell: str) -> Any:
+    """What a cell says; an absent text and an empty one look the same to Python's reader."""
+    if not cell:
+        return None
+    readers: dict[str, Any] = {"time": nanoseconds, "int": int, "seconds": float, "float": float, "list": json.loads}
+    return {"true": True, "false": False}[cell] if kind == "bool" else readers.get(kind, str)(cell)
+
+
+def from_sqlite(kind: str, value: Any) -> Any:
+    if value is None:
+        return None
+    return {"time": nanoseconds, "bool": bool, "list": json.loads}.get(kind, lambda same: same)(value)
+
+
+def from_parquet(kind: str, value: Any) -> Any:
+    return value.value if kind == "time" and value is not None else value
+
+
+@pytest.fixture(scope="module")
+def story_tables() -> Tables:
+    from analyzer.pipeline import run
+
+    return run([Path(__file__).resolve().parents[2] / "captures" / "story.pcapng"]).tables
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+@pytest.mark.parametrize("format", ["jsonl", "csv", "sqlite", "parquet"])
+def test_every_value_of_every_table_comes_back(story_tables, tables, tmp_path, name, format):
+    columns = TABLES[name].columns
+    for made in (story_tables, tables):
+        if format == "parquet":
+            pytest.importorskip("pyarrow")
+        export(made, tmp_path, [format])
+        if format == "jsonl":
+            lines = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+            found = [[from_json(c.kind, line[c.name]) for c in columns] for line in lines]
+        elif format == "csv":
+            _, *cells = csv.reader((tmp_path / f"{name}.csv").open(newline="", encoding="utf-8"))
+            found = [[from_csv(c.kind, cell) for c, cell in zip(columns, line, strict=True)] for line in cells]
+        elif format == "sqlite":
+            base = sqlite3.connect(tmp_path / "mailhop.sqlite")
+            rows = base.execute(f'SELECT * FROM "{name}"').fetchall()
+            base.close()
+            found = [[from_sqlite(c.kind, value) for c, value in zip(columns, row, strict=True)] for row in rows]
+        else:
+            from pyarrow.parquet import read_table
+
+            read = read_table(tmp_path / f"{name}.parquet").to_pylist()
+            found = [[from_parquet(c.kind, row[c.name]) for c in columns] for row in read]
+
+        def told(kind: str, value: Any) -> Any:
+            if kind in ("seconds", "float") and value is not None and format in ("jsonl", "csv"):
+                return round(value, 9)
+            if format == "csv" and kind == "text":
+                return inert(visible(value or "")) or None
+            return value
+
+        assert found == [[told(c.kind, value) for c, value in zip(columns, row, strict=True)] for row in made.rows(name)]
+        assert found or made.count(name) == 0
 
 
 def test_empty_tables_are_written_too(tmp_path):
