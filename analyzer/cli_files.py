@@ -1,5 +1,6 @@
 """The verbs that make files to take along, slice and extract, and the one that looks at messages, browse."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,10 @@ def slice(
     from analyzer.cli import DAMAGED, DONE, _chosen, _complain, _run, _warn, _where
 
     only = _where(where)
+    if not os.path.isdir(os.path.dirname(path) or "."):  # told before a long run, not after
+        raise MailhopError(
+            f"cannot write {path}: there is no directory {os.path.dirname(path)}", "make it, or name another with -w"
+        )
     from analyzer.slicing import write
 
     with _twice([*captures, *more]) as inputs:
@@ -139,8 +144,6 @@ def browse(
       mailhop browse mail.pcapng
       mailhop browse mail.pcapng --where 'outcome!=delivered'
     """
-    import os
-
     from analyzer.cli import DAMAGED, DONE, _look, _narrow, _run, _warn, _where
 
     only = _where(where)

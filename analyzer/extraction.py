@@ -95,7 +95,7 @@ def write(
         place.mkdir(parents=True, exist_ok=True)
         return _write(place, result, traces, None if mbox is None else Path(mbox))
     except OSError as error:
-        raise _unwritable(error.filename or directory, error) from None
+        raise _unwritable(directory, error) from None
 
 
 def _write(place: Path, result: Result, traces: Collection[str] | None, mbox: Path | None) -> Extracted:
@@ -127,10 +127,13 @@ def _write(place: Path, result: Result, traces: Collection[str] | None, mbox: Pa
             manifest.write((json.dumps(_entry(name, digest, hop, message)) + "\n").encode())
     done.messages = len(met)
     if mbox is not None:
-        with _whole(mbox) as file:
-            for trace_id in messages:
-                if trace_id in last:
-                    _post(file, *last[trace_id])
+        try:
+            with _whole(mbox) as file:
+                for trace_id in messages:
+                    if trace_id in last:
+                        _post(file, *last[trace_id])
+        except OSError as error:
+            raise _unwritable(mbox, error) from None
     return done
 
 

@@ -24,7 +24,7 @@ from analyzer.protocols.base import Command
 from analyzer.protocols.dns import Transaction
 from analyzer.tables.visible import visible
 from analyzer.views.trace import Trace
-from analyzer.wire.pick import Copied, Picker, Question, Span, Talk, copy
+from analyzer.wire.pick import Copied, Picker, Question, Span, Spans, Talk, copy
 from analyzer.wire.types import Frames, SourceInfo
 
 ABOUT_MESSAGES = frozenset("MAIL RCPT DATA BDAT RETR TOP DELE FETCH STORE COPY MOVE APPEND REPLACE".split())
@@ -132,13 +132,13 @@ def _note(protocol: str, mine: list[Hop]) -> str:
 def _divide(talk: Talk, trace: Trace, session_id: str, hops: list[Hop], commands: list[Command]) -> None:
     """What within a session is about the message, and what about others."""
     trace_id = trace.message.trace_id
-    for hop in hops:
-        mine = hop.trace_id == trace_id
-        (talk.mine if mine else talk.others).extend(_spans(hop))
+    own = [hop for hop in hops if hop.trace_id == trace_id]
+    mine = [span for hop in own for span in _spans(hop)]
+    others = [span for hop in hops if hop.trace_id != trace_id for span in _spans(hop)]
     events = [s for s in trace.timeline if s.session_id == session_id and s.ts is not None and s.frame is not None]
-    for step in events:
-        talk.mine.append(Span(step.ts or 0, step.ts or 0, step.frame, step.frame, f"{step.event} of hop {step.hop}"))
-    starts = {hop.ts_start for hop in hops if hop.trace_id == trace_id}
+    mine += [Span(s.ts or 0, s.ts or 0, s.frame, s.frame, f"{s.event} of hop {s.hop}") for s in events]
+    starts = {hop.ts_start for hop in own}
+    shared = starts & {hop.ts_start for hop in hops if hop.trace_id != trace_id}
     moments = [step.ts or 0 for step in events]
     named = {name for command in commands if command.ts in starts and (name := _name(command))}
     for command in commands:
@@ -146,16 +146,16 @@ def _divide(talk: Talk, trace: Trace, session_id: str, hops: list[Hop], commands
         if command.ts is None or verb not in ABOUT_MESSAGES:
             continue
         until = command.ts_reply or command.ts
-        carries = any(hop.ts_start == command.ts and hop.trace_id != trace_id for hop in hops)
         if command.ts in starts and verb == "FETCH":  # its data are spans of their own: others' may be in it, too
             for ts, frame in ((command.ts, command.frame), (until, command.reply_frame)):
-                talk.mine.append(Span(ts, ts, frame, frame, "FETCH"))
-            if carries:
-                talk.others.append(Span(command.ts, until))
+                mine.append(Span(ts, ts, frame, frame, "FETCH"))
+            if command.ts in shared:
+                others.append(Span(command.ts, until))
         elif command.ts in starts or _name(command) in named or any(command.ts <= ts <= until for ts in moments):
-            talk.mine.append(Span(command.ts, until, command.frame, command.reply_frame))
-        elif not any(hop.trace_id == trace_id and _holds(hop, command.ts) for hop in hops):
-            talk.others.append(Span(command.ts, until, command.frame, command.reply_frame))
+            mine.append(Span(command.ts, until, command.frame, command.reply_frame))
+        elif not any(_holds(hop, command.ts) for hop in own):
+            others.append(Span(command.ts, until, command.frame, command.reply_frame))
+    talk.mine, talk.others = Spans(mine), Spans(others)
 
 
 def _name(command: Command) -> str | None:
@@ -199,8 +199,8 @@ def _ask(wanted: Wanted, row: Transaction, limits: Limits) -> None:
                 row.ts - limits.dns_timeout,
                 until + limits.dns_timeout,
                 note,
-                [Span(row.ts, until, row.frame, row.reply_frame)],
-                list(_outside(row.ts, until, limits.dns_timeout)),
+                Spans([Span(row.ts, until, row.frame, row.reply_frame)]),
+                Spans(_outside(row.ts, until, limits.dns_timeout)),
             )
         )
     elif row.dns_id is not None:

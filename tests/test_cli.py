@@ -347,6 +347,13 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch, quiet, stream, shown
     assert "[2J" not in stream.getvalue().replace("\\x1b[2J", "")
 
 
+def test_a_slice_has_a_place_before_the_work(mailhop, analysis, tmp_path):
+    done = mailhop("slice", "mail.pcap", "-w", str(tmp_path / "none" / "one.pcapng"))
+    assert done.status == 2
+    assert one_line(done).endswith(f"there is no directory {tmp_path / 'none'}; make it, or name another with -w")
+    assert analysis.asked is None
+
+
 @pytest.mark.parametrize("verb", ["slice", "extract"])
 def test_files_need_a_name(mailhop, verb):
     done = mailhop(verb, "mail.pcap")

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import accumulate
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
@@ -52,6 +53,32 @@ class Span(NamedTuple):
     note: str = ""
 
 
+class Spans:
+    """Spans that can be asked for those at a moment; they may overlap, but few do."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = sorted(spans, key=lambda span: (span.ts, span.ts_end))
+        self._starts = [span.ts for span in self._spans]
+        self._until = list(accumulate((span.ts_end for span in self._spans), max))
+        """The latest end of each span and those before it."""
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def at(self, numbered: bool, frame: int, ts: int) -> list[Span]:
+        """Those that hold this moment; `numbered`: frame numbers are to be looked at, too."""
+        found = []
+        i = bisect_right(self._starts, ts) - 1
+        while i >= 0 and self._until[i] >= ts:
+            span = self._spans[i]
+            if span.ts_end >= ts and (
+                not numbered or span.first is None or span.last is None or span.first <= frame <= span.last
+            ):
+                found.append(span)
+            i -= 1
+        return found
+
+
 @dataclass
 class Talk:
     """A TCP connection that is wanted, or a part of it."""
@@ -63,8 +90,8 @@ class Talk:
     ts_end: int
     note: str
     """What its frames are, in words; a `Span` may say more."""
-    mine: list[Span] = field(default_factory=list)
-    others: list[Span] = field(default_factory=list)
+    mine: Spans = field(default_factory=lambda: Spans(()))
+    others: Spans = field(default_factory=lambda: Spans(()))
     """Exchanges about other messages; none: the connection is wanted whole."""
     split: bool = False
     """It goes on in another file, so that frame numbers say nothing."""
@@ -252,8 +279,7 @@ class Picker:
 def _said(talk: Talk, source: str, frame: int, ts: int) -> tuple[str, str]:
     """What a moment of a connection belongs to, and its note."""
     numbered = source == talk.source and not talk.split
-    mine = [span for span in talk.mine if _within(span, numbered, frame, ts)]
-    others = [span for span in talk.others if _within(span, numbered, frame, ts)]
+    mine, others = talk.mine.at(numbered, frame, ts), talk.others.at(numbered, frame, ts)
     if not mine:
         return (OTHER if others else BETWEEN), talk.note
     inner = min(mine, key=lambda span: span.ts_end - span.ts)
@@ -261,14 +287,6 @@ def _said(talk: Talk, source: str, frame: int, ts: int) -> tuple[str, str]:
     if any(inner.ts <= o.ts and o.ts_end <= inner.ts_end and o.ts_end - o.ts < length for o in others):
         return OTHER, talk.note
     return MINE, inner.note or talk.note
-
-
-def _within(span: Span, numbered: bool, frame: int, ts: int) -> bool:
-    if not span.ts <= ts <= span.ts_end:
-        return False
-    if not numbered or span.first is None or span.last is None:
-        return True
-    return span.first <= frame <= span.last
 
 
 # the file
