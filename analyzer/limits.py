@@ -101,6 +101,8 @@ class Limits:
     """Octets of a multipart/report body kept to read its delivery-status part (RFC 3464)."""
     trace_fields: int = 100
     """Received fields parsed per message: `too_many_trace_fields` beyond."""
+    signatures: int = 16
+    """DKIM signatures of a message that are digested: further ones are `unknown` in `authentication`."""
     recipients: int = 50_000
     """Recipients kept per transaction: `too_many_recipients` beyond (RFC 5321 4.5.3.1.8 asks for 100)."""
     argument_chars: int = 1000

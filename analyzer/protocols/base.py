@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 from analyzer.limits import Limits
 from analyzer.protocols.inbox import Inbox
+from analyzer.protocols.signatures import Signatures
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.types import Chunk, Connection
 
@@ -222,6 +223,8 @@ class Content:
     """First octets of the body when it is multipart/report or message/*: for DSN and MDN parts."""
     body: Any = None
     """All octets seen, header section included (`bodies.Body`); only when `limits.bodies` keeps them."""
+    signatures: Signatures | None = None
+    """DKIM signatures and ARC sets, when the whole header section was seen and has any."""
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ import numpy as np
 from analyzer.limits import Limits
 from analyzer.protocols.base import Content, text
 from analyzer.protocols.bodies import Body
+from analyzer.protocols.signatures import SIGNED, SignedReader
 
 KEPT_FIELDS = frozenset(
     b"message-id subject from to cc date sender reply-to return-path received delivered-to x-original-to envelope-to "
@@ -79,6 +80,7 @@ class MessageReader:
         "_report",
         "_report_room",
         "_resumed",
+        "_signed",
         "_stops",
         "_tail",
         "ended",
@@ -110,6 +112,7 @@ class MessageReader:
         self._recovering = False
         self._resumed = False
         self._fields: list[tuple[str, bytes]] | None = None
+        self._signed: SignedReader | None = None
         self._report: list[bytes] | None = None
         self._report_room = 0
         self._body = Body(limits.bodies) if limits.bodies is not None else None
@@ -169,6 +172,8 @@ class MessageReader:
         self._head = None
         if self._fields is None:
             self._fields = self._parse(bytes(head[:end]))
+            if any(name in SIGNED for name, _ in self._fields):
+                self._signed = SignedReader(bytes(head[:end]), self.limits)
         elif self._resumed and not self._long:
             self._resume(bytes(head[:end]))
         kind = next((value for name, value in self._fields if name == "content-type"), b"")
@@ -185,6 +190,8 @@ class MessageReader:
                 self._body_digest = sha1(piece, usedforsecurity=False)
             else:
                 self._body_digest.update(piece)
+        if self._signed is not None and self.whole:
+            self._signed.feed(piece)
         if self._report is not None and self._report_room > 0:
             self._report.append(bytes(piece[: self._report_room]))
             self._report_room -= len(piece)
@@ -399,6 +406,7 @@ class MessageReader:
             header_complete=header_complete,
             report=b"".join(self._report) if self._report is not None else None,
             body=self._body,
+            signatures=self._signed.finish(complete) if self._signed is not None else None,
         )
 
     def _message_id(self, fields: list[tuple[str, bytes]]) -> str | None:
