@@ -50,6 +50,10 @@ _OUTWARD = ("mx", "address", "tlsa", "mta_sts")
 """Purposes of a client's lookups for its next hop."""
 
 
+NOTHING, RECORDS, OWN_RECORDS, NO_DATA, NO_NAME, FAILURE = range(6)
+"""What an answer tells: nothing that can be relied on; records (of its own zones only, so that an alias may lead out of them);
+that there are none of the type (RFC 2308 2.2); that there is no such name (2.1); that the server could not find out."""
+
 Word = TypeVar("Word")
 
 
@@ -105,6 +109,7 @@ class Lookups:
         self._id = array("i")
         self._client = array("q")
         self._said = array("i")
+        self._result = array("b")
         self._server = array("i")
         self._name = array("i")
         self._kind = array("i")
@@ -164,6 +169,7 @@ class Lookups:
         self._id.extend(_numbers(column["dns_id"]))
         self._client.extend(map(hash, column["client_ip"]))
         self._said.extend(said[: len(waiting)])
+        self._result.extend(map(_result, waiting))
         self._name.extend(_codes(self._names, self._words, column["qname"]))
         self._server.extend(_codes(self._servers, self._server_ips, column["server_ip"]))
         purposes = [purpose or "other" for purpose in column["purpose"]]
@@ -225,6 +231,24 @@ class Lookups:
     def answers(self, row: int) -> list[str] | None:
         """The answer section, as long as the book had room."""
         return self.book.section(self._said[row]) if self._said[row] >= 0 else None
+
+    def result(self, row: int) -> int:
+        """What came back: `NOTHING RECORDS OWN_RECORDS NO_DATA NO_NAME FAILURE`."""
+        return self._result[row]
+
+    def when(self, row: int) -> tuple[int, str, int, int]:
+        """When it was answered, and something for every tie."""
+        return (max(self.ts_reply[row], self.ts[row]), self.source(row), self.frame[row], self._id[row])
+
+    def rows_by_name(self) -> dict[str, list[int]]:
+        """Rows that tell something, by folded name; made for whoever asks, for it is large."""
+        self.flush()
+        found: dict[str, list[int]] = {}
+        folded = [fold(word) for word in self._words]
+        for row, name in enumerate(self._name):
+            if self._result[row] != NOTHING:
+                found.setdefault(folded[name], []).append(row)
+        return found
 
     def owners_of(self, ip: str) -> list[str]:
         """Names that lead to an address, once all answers are in."""
@@ -507,6 +531,18 @@ def _network(ip: str) -> dict[int, str]:
     head, dot, _ = ip.rpartition(".")
     others = (f"{head}.{n}" for n in range(256)) if dot and ":" not in ip else ()
     return {hash(other): other for other in others if other != ip}
+
+
+def _result(t: Transaction) -> int:
+    """What an answer tells.  A referral is no answer: only who has authority or asks around can say that there are no records."""
+    if not t.answered or t.tc:
+        return NOTHING
+    if t.rcode == "NOERROR":
+        asks_around = t.ra and t.rd
+        if t.answers:
+            return RECORDS if asks_around else OWN_RECORDS
+        return NO_DATA if t.aa or asks_around else NOTHING
+    return NO_NAME if t.rcode == "NXDOMAIN" else FAILURE
 
 
 def _numbers(column: tuple[int | None, ...]) -> Iterable[int]:
