@@ -93,6 +93,11 @@ class Analysis:
         return self._table("links")
 
     @cached_property
+    def authentication(self) -> pd.DataFrame:
+        """Results of SPF, DKIM, DMARC and ARC evaluated from the capture, beside what servers wrote."""
+        return self._table("authentication")
+
+    @cached_property
     def anomalies(self) -> pd.DataFrame:
         """Everything odd, named."""
         return self._table("anomalies")

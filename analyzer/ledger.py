@@ -15,7 +15,7 @@ from typing import Any
 
 from analyzer.limits import Limits
 from analyzer.mail.hosts import ROLES
-from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
+from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.mail.story import Rows, Story, Told
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded
 from analyzer.protocols.dns import Transaction
@@ -42,6 +42,7 @@ class Finished:
     deliveries: list[Delivery]
     timeline: list[Step]
     links: list[Link]
+    authentication: list[Authentication]
     dns: list[Transaction]
     anomalies: list[Anomaly]
 
@@ -170,6 +171,7 @@ class Ledger(Story):
             [d for d in told.deliveries if d.trace_id in over],
             [s for s in told.timeline if s.trace_id in over],
             [k for k in told.links if k.trace_id in over],
+            [a for a in told.authentication if a.trace_id in over],
             [told.dns(t) for t in dns],
             anomalies,
         )

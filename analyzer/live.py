@@ -447,7 +447,17 @@ class Live:
         self._stand(told)
         done = self._ledger.settle(told, self._now)
         if done is not None:
-            for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "dns", "anomalies"):
+            for table in (
+                "messages",
+                "hops",
+                "recipients",
+                "deliveries",
+                "timeline",
+                "links",
+                "authentication",
+                "dns",
+                "anomalies",
+            ):
                 for row in getattr(done, table):
                     self._sink.put(table, row)
             for message in done.messages:
@@ -498,7 +508,7 @@ class Live:
 
     def _show_open(self, told: Told, over: set[str]) -> None:
         assert self._parts is not None
-        for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links"):
+        for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "authentication"):
             self._parts.show_open(table, (row for row in getattr(told, table) if row.trace_id not in over))
         self._parts.show_open("hosts", told.hosts)
         self._parts.show_open("dns", map(told.dns, self._ledger.lookups))

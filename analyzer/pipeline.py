@@ -125,6 +125,7 @@ class Pipeline:
         tables.extend("timeline", told.timeline)
         tables.extend("hosts", told.hosts)
         tables.extend("links", told.links)
+        tables.extend("authentication", told.authentication)
         tables.extend("anomalies", told.anomalies)
         tables.patch("dns", told.dns)
         tables.patch("anomalies", told.anomaly)

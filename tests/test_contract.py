@@ -1,6 +1,6 @@
 """Columns that scripts and users rely on, in the order that the contract gives them.
 
-A column may be added behind these; a rename, a removal or a reordering breaks somebody's script.
+A column or a table may be added behind these; a rename, a removal or a reordering breaks somebody's script.
 """
 
 import re
@@ -34,7 +34,7 @@ CONTRACT = {
 
 
 def test_the_tables_are_the_contracts():
-    assert list(TABLES) == list(CONTRACT)
+    assert list(TABLES)[: len(CONTRACT)] == list(CONTRACT)
 
 
 @pytest.mark.parametrize("table", CONTRACT)

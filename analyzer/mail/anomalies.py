@@ -9,6 +9,8 @@ NAMES: dict[str, str] = {
     "hop_seen_twice": "Two captures show the same crossing; it is one hop, told from the one that shows more.",
     "clock_offset": "Two captures that show the same crossings disagree about the time; their times were left as they are.",
     "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",
+    "authentication_differs": "A server wrote another SPF, DKIM, DMARC or ARC result than the captured message and answers give.",
+    "authentication_results_forged": "A message came to a server with results under the server's own name: not believed.",
     "received_time_odd": "A Received field's time is far from the time at which the hand-over was captured.",
     "traces_finished_early": "More messages were open in a live capture than the limit; the longest silent were finished.",
 }

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from analyzer.mail.authentication.claims import Claim
 from analyzer.mail.correlate import agreement, plain_id, wrote
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.opaque import Opaque, Untold
@@ -129,12 +130,26 @@ class MailboxStep(NamedTuple):
 class Trace:
     """One message: its hops and what is said of it."""
 
-    __slots__ = ("id", "legs", "lost", "message_id", "outcome", "parent", "relation", "reported", "retrieved", "steps")
+    __slots__ = (
+        "distrusted",
+        "id",
+        "legs",
+        "lost",
+        "message_id",
+        "outcome",
+        "parent",
+        "relation",
+        "reported",
+        "retrieved",
+        "steps",
+    )
 
     def __init__(self, trace_id: str, legs: list[Leg], message_id: str | None) -> None:
         self.id = trace_id
         self.legs = legs
         self.message_id = message_id
+        self.distrusted: frozenset[Claim] = frozenset()
+        """Results that the message brought along under the name of the server that took it."""
         self.parent: Trace | None = None
         self.relation: str | None = None
         self.reported: list[tuple[Report, int]] | None = None

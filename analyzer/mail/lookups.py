@@ -232,6 +232,10 @@ class Lookups:
         """The answer section, as long as the book had room."""
         return self.book.section(self._said[row]) if self._said[row] >= 0 else None
 
+    def section(self, row: int) -> int:
+        """Number of its answer section: the same for answers that say the same, -1 for none."""
+        return self._said[row]
+
     def result(self, row: int) -> int:
         """What came back: `NOTHING RECORDS OWN_RECORDS NO_DATA NO_NAME FAILURE`."""
         return self._result[row]

@@ -158,6 +158,26 @@ class Link(NamedTuple):
     conflicts: Annotated[list[str], "what speaks against it"]
 
 
+class Authentication(NamedTuple):
+    """One result of SPF, DKIM, DMARC or ARC at a hop, evaluated from the capture alone (a row of `authentication`)."""
+
+    trace_id: Annotated[str, "the message"]
+    hop: Annotated[int, "the hop whose server judges"]
+    method: Annotated[str, "`spf dkim dmarc arc`"]
+    domain: Annotated[str | None, "the sender's (or HELO's), the signer's, the author's, or the last sealer's domain"]
+    selector: Annotated[str | None, "of a signature: which of the domain's keys"]
+    result: Annotated[
+        str,
+        "what the captured message and DNS answers give: `pass fail softfail neutral none temperror permerror` (RFC 8601); "
+        "`not in the capture` when an answer is missing, `unknown` when octets are",
+    ]
+    reason: Annotated[str, "what decided, or which answer is missing"]
+    policy: Annotated[str | None, "DMARC: what the domain asks to be done with failing mail, `none quarantine reject`"]
+    claimed: Annotated[str | None, "what the hop's server wrote (Authentication-Results, Received-SPF, its reply)"]
+    claimed_by: Annotated[str | None, "the name it wrote it under"]
+    agrees: Annotated[bool | None, "whether both say the same; absent when there is nothing to compare"]
+
+
 class DnsBinding(NamedTuple):
     """Not a table: what mail/ adds to a row of `dns`."""
 

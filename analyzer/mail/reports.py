@@ -138,21 +138,6 @@ def _angled(text: str | None) -> str | None:
     return text[start : end + 1] if 0 <= start < end else None
 
 
-def results(authentication: list[str], received_spf: str | None) -> tuple[str | None, str | None, str | None]:
-    """(spf, dkim, dmarc) out of Authentication-Results fields, topmost first (RFC 8601), and Received-SPF (RFC 7208 9.1)."""
-    found: dict[str, str] = {}
-    for text in authentication:
-        for clause in text[:4096].split(";")[1:]:
-            word = clause.split(None, 1)[0] if clause.strip() else ""
-            method, equals, result = word.partition("=")
-            method = method.lower().partition("/")[0]
-            if equals and method in ("spf", "dkim", "dmarc") and (method not in found or result.lower() == "pass"):
-                found[method] = result.lower().rstrip(",")
-    if "spf" not in found and received_spf:
-        found["spf"] = received_spf.split(None, 1)[0].lower()
-    return found.get("spf"), found.get("dkim"), found.get("dmarc")
-
-
 def domain_of(address: str | None) -> str | None:
     """The domain of a mailbox, lower case, without final dot; None for `<>` and for address literals."""
     if not address or "@" not in address:

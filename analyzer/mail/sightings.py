@@ -8,9 +8,12 @@ import re
 from typing import Any
 
 from analyzer.mail import reports
+from analyzer.mail.authentication.claims import Claim, authentication_results
+from analyzer.mail.authentication.claims import received_spf as parse_received_spf
 from analyzer.mail.received import Received
 from analyzer.mail.received import parse as parse_received
 from analyzer.protocols.base import Content, MessageCarried, Recipient, SessionInfo
+from analyzer.protocols.signatures import Signatures
 
 _SIZE = re.compile(r"(?:^|\s)SIZE=(\d{1,19})", re.I)
 _ENVID = re.compile(r"(?:^|\s)ENVID=(\S+)", re.I)
@@ -53,9 +56,9 @@ class Sighting:
 
     __slots__ = (
         "answers",
-        "authentication",
         "auto_submitted",
         "body_digest",
+        "claims",
         "code",
         "complete",
         "delivered_to",
@@ -88,6 +91,7 @@ class Sighting:
         "report_kind",
         "session",
         "sha256",
+        "signatures",
         "size",
         "size_stated",
         "subject",
@@ -150,8 +154,10 @@ class Sighting:
     """Addresses of Delivered-To, X-Original-To, Envelope-To."""
     dkim: tuple[tuple[str, str], ...]
     """(domain, selector) of each DKIM-Signature."""
-    authentication: tuple[str | None, str | None, str | None]
-    """Results of SPF, DKIM, DMARC that the header tells."""
+    signatures: Signatures | None
+    """The same, digested for verification; None when the header section was not seen whole."""
+    claims: tuple[Claim, ...]
+    """Results of SPF, DKIM, DMARC and ARC that the header tells, whoever wrote them, topmost first."""
     auto_submitted: bool
     answers: tuple[str, ...]
     """Message-IDs it answers (In-Reply-To, then References from the last)."""
@@ -178,7 +184,6 @@ class Sighting:
         return [r.address for r in self.recipients]
 
 
-_NOTHING = (None, None, None)
 _FIELD = len("Received: \r\n")
 
 
@@ -227,7 +232,8 @@ class Digester:
         s.trail = None
         s.delivered_to = ()
         s.dkim = ()
-        s.authentication = _NOTHING
+        s.signatures = None
+        s.claims = ()
         s.auto_submitted = False
         s.answers = ()
         s.report_kind = s.report = None
@@ -238,13 +244,15 @@ class Digester:
         s.body_digest, s.message_id, s.header_complete = content.body_digest, content.message_id, content.header_complete
         if content.headers:
             self._headers(s, content)
+        s.signatures = content.signatures
 
     def _headers(self, s: Sighting, content: Content) -> None:
         trace: list[bytes] = []
         delivered: list[str] = []
         signatures: list[tuple[str, str]] = []
-        authentication: list[str] = []
-        received_spf = content_type = None
+        claims: list[Claim] = []
+        received_spf: list[Claim] = []
+        content_type = None
         answers: list[str] = []
         for name, value in content.headers:
             if name == "received":
@@ -265,9 +273,9 @@ class Digester:
                     if b"d" in tags and b"s" in tags:
                         signatures.append((_text(tags[b"d"]).strip().lower(), _text(tags[b"s"]).strip().lower()))
                 elif name == "authentication-results":
-                    authentication.append(_text(value))
+                    claims += authentication_results(_text(value))
                 elif name == "received-spf":
-                    received_spf = received_spf or _text(value[:512])
+                    received_spf += parse_received_spf(_text(value))
                 elif name == "auto-submitted":
                     s.auto_submitted = not value.lower().startswith(b"no")
                 elif name in ("x-autoreply", "x-autorespond"):
@@ -286,8 +294,8 @@ class Digester:
             s.delivered_to = tuple(delivered)
         if signatures:
             s.dkim = tuple(signatures)
-        if authentication or received_spf:
-            s.authentication = reports.results(authentication, received_spf)
+        if claims or received_spf:
+            s.claims = (*claims, *received_spf)
         if answers:
             s.answers = tuple(answers[:8])
         if content_type is not None and content_type.startswith(("multipart/report", "message/d", "message/global-d")):

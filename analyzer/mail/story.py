@@ -17,13 +17,14 @@ from typing import Any, Generic, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail import fate, roles, timeline
+from analyzer.mail.authentication.evaluate import Judge
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.lookups import Lookups, Use
 from analyzer.mail.mailbox import Mailboxes
 from analyzer.mail.opaque import Opaque
-from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
+from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.mail.sightings import Digester, Sighting
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
@@ -68,6 +69,7 @@ class Told:
     timeline: Iterable[Step]
     hosts: Iterable[Host]
     links: Iterable[Link]
+    authentication: list[Authentication]
     anomalies: list[Anomaly]
     lookups: Lookups
     server_roles: dict[str, str]
@@ -199,6 +201,7 @@ class _Telling:
         fate.relate(self.traces)
         deliveries = self._fates()
         self._count()
+        authentication = self._authentication()
         traces, lookups = self.traces, self.lookups
         return Told(
             messages=Rows(lambda: (timeline.message_row(t) for t in traces)),
@@ -208,6 +211,7 @@ class _Telling:
             timeline=Rows(lambda: (step for t in traces for step in timeline.steps(t, lookups, server_roles))),
             hosts=Rows(lambda: iter(self.hosts.rows())),
             links=Rows(lambda: (link for t in traces for link in links(t))),
+            authentication=authentication,
             anomalies=self.anomalies,
             lookups=lookups,
             server_roles=server_roles,
@@ -386,6 +390,16 @@ class _Telling:
             mine = fate.Judge(trace, self.scene, traffic).deliveries()
             trace.outcome = fate.message_outcome(trace, mine)
             rows += mine
+        return rows
+
+    def _authentication(self) -> list[Authentication]:
+        """SPF, DKIM, DMARC and ARC, evaluated."""
+        judge = Judge(self.scene)
+        rows: list[Authentication] = []
+        for trace in self.traces:
+            mine, odd = judge.judge(trace)
+            rows += mine
+            self.anomalies += odd
         return rows
 
     def _count(self) -> None:

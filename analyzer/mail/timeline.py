@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
+from analyzer.mail.authentication.claims import Claim, told
 from analyzer.mail.hops import Leg, Lost, MailboxStep, Trace
 from analyzer.mail.lookups import Lookups
 from analyzer.mail.records import Hop, Message, RecipientRow, Step
@@ -206,7 +207,7 @@ def message_row(trace: Trace) -> Message:
     if carried:
         good = [leg for leg in carried if leg.accepted] or carried
         end = max(leg.end for leg in good)
-    spf, dkim, dmarc = _authentication(seen)
+    spf, dkim, dmarc = _authentication(seen, trace.distrusted)
     if trace.steps:
         last = max(last, *(step.event.ts for step in trace.steps))
     between = [leg for leg in trace.legs if leg.carried]
@@ -245,11 +246,13 @@ def _last(s: Sighting) -> int:
     return next((t for t in (s.ts_end, s.ts_eom, s.ts_data) if t is not None), s.ts)
 
 
-def _authentication(seen: list[Sighting]) -> tuple[str | None, str | None, str | None]:
+def _authentication(seen: list[Sighting], distrusted: frozenset[Claim]) -> tuple[str | None, str | None, str | None]:
     """What the last server that said something about it found."""
     spf = dkim = dmarc = None
     for s in reversed(seen):
-        spf, dkim, dmarc = spf or s.authentication[0], dkim or s.authentication[1], dmarc or s.authentication[2]
+        if s.claims:
+            found = told(claim for claim in s.claims if claim not in distrusted)
+            spf, dkim, dmarc = spf or found[0], dkim or found[1], dmarc or found[2]
     return spf, dkim, dmarc
 
 

@@ -53,6 +53,12 @@ TABLES: dict[str, Table] = {
         Table("hosts", records.Host, "one host, under all its addresses and names", ("ts_first", "host_id")),
         Table("links", records.Link, "why two hops are one message", ("trace_id", "hop", "linked_hop")),
         Table("anomalies", Anomaly, "one odd thing, named", ("ts", "source", "frame", "name")),
+        Table(
+            "authentication",
+            records.Authentication,
+            "one result of SPF, DKIM, DMARC or ARC at a hop, evaluated from the capture, beside what the server wrote",
+            ("trace_id", "hop", "method", "domain", "selector"),
+        ),
     )
 }
 

@@ -30,6 +30,8 @@ PHASES = {
 }
 """Phases of a hop, in order, and what the time went into."""
 
+_METHODS = ("spf", "dkim", "dmarc", "arc")
+
 MAILBOX = {"notified", "flagged", "copied", "moved", "deleted", "expunged"}
 """Timeline events that happen in a mailbox and on no hop of their own."""
 
@@ -128,7 +130,18 @@ class _Telling:
             self.page.line(Span(f"hop {only.hop}  ", "dim"), Span("C: ", "name"), ends[0], Span("  S: ", "good"), ends[1] + port)
             self.spoken(only)
             return
-        for part in (self.title, self.chains, self.hops, self.time, self.unseen, self.fates, self.odd, self.why, self.packets):
+        for part in (
+            self.title,
+            self.chains,
+            self.hops,
+            self.time,
+            self.unseen,
+            self.fates,
+            self.sender,
+            self.odd,
+            self.why,
+            self.packets,
+        ):
             part()
 
     # words
@@ -431,6 +444,29 @@ class _Telling:
             )
         if len(deliveries) > LINES:
             self.page.line(f"  {len(deliveries) - LINES:,} more")
+
+    def sender(self) -> None:
+        """SPF, DKIM, DMARC and ARC evaluated again, beside what the server said."""
+        rows = sorted(self.trace.authentication, key=lambda row: (row.hop, _METHODS.index(row.method)))
+        if not rows:
+            return
+        self.heading("Authentication")
+        for row in rows[:LINES]:
+            about = [
+                row.domain or "",
+                f"(key {row.selector})" if row.selector else "",
+                f"policy {row.policy}" if row.policy else "",
+            ]
+            said = [f"({row.claimed_by or 'the server'} said {row.claimed})"] if row.claimed is not None else []
+            words = [self.look.safe(word) for word in (*about, *said) if word]
+            style = {"pass": "green", "fail": "red"}.get(row.result, "") if row.agrees is not False else "red"
+            self.page.wrapped(
+                f"  {row.hop:>2}  {row.method.upper():5}  ",
+                [Span(row.result, style), *words, f"{self.look.dot} {self.look.short(row.reason, 100)}"],
+                indent=13,
+            )
+        if len(rows) > LINES:
+            self.page.line(f"  {len(rows) - LINES:,} more: --json has them all")
 
     def odd(self) -> None:
         """Anomalies of the message and of the sessions it crossed."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyzer.errors import MessageNotFound
 from analyzer.limits import Limits
-from analyzer.mail.records import Delivery, Hop, Host, Link, Message, RecipientRow, Step
+from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.protocols.base import Command, SessionRow
 from analyzer.protocols.dns import Transaction
 from analyzer.tables import TABLES, Tables
@@ -67,6 +67,7 @@ class Trace:
     hosts: list[Host] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
     anomalies: list[Anomaly] = field(default_factory=list)
+    authentication: list[Authentication] = field(default_factory=list)
 
     def __str__(self) -> str:
         return str(self.page(Look()))
@@ -250,7 +251,7 @@ def gather(tables: Tables, message: Message) -> Trace:
     trace = Trace(message)
     trace.hops = sorted(mine("hops"), key=lambda hop: hop.hop)
     trace.recipients, trace.deliveries, trace.timeline = mine("recipients"), mine("deliveries"), mine("timeline")
-    trace.dns, trace.links = mine("dns"), mine("links")
+    trace.dns, trace.links, trace.authentication = mine("dns"), mine("links"), mine("authentication")
     crossed = {hop.session_id for hop in trace.hops} | {step.session_id for step in trace.timeline} - {None}
     trace.sessions = [row for row in tables.rows("sessions") if row.session_id in crossed]
     trace.commands = list(_commands(tables.rows("commands"), trace.hops))
@@ -264,7 +265,7 @@ def gather(tables: Tables, message: Message) -> Trace:
 def gather_all(tables: Tables, messages: Iterable[Message]) -> Iterator[Trace]:
     """Many messages' rows, with one pass over each table for all of them.  Holds what it hands out."""
     traces = {message.trace_id: Trace(message) for message in messages}
-    for name in ("hops", "recipients", "deliveries", "timeline", "dns", "links"):
+    for name in ("hops", "recipients", "deliveries", "timeline", "dns", "links", "authentication"):
         for row in tables.rows(name):
             trace = traces.get(row.trace_id)
             if trace is not None:

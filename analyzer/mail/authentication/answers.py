@@ -15,6 +15,9 @@ from analyzer.mail.book import fold
 from analyzer.mail.hosts import Machine
 from analyzer.mail.lookups import FAILURE, NO_DATA, NO_NAME, OWN_RECORDS, RECORDS, Lookups
 
+NOT_CAPTURED = "not in the capture"
+UNKNOWN = "unknown"
+"""Results that are none: an answer is missing, octets are."""
 _ALIASES = 8
 """CNAMEs followed."""
 _LOOK_BACK = 256
@@ -81,6 +84,11 @@ class Answers:
                 return Answer(True, found)
             known = result == RECORDS
         return Answer(True, ())
+
+    def place(self, name: str, kind: str, machine: Machine | None, ts: int) -> object:
+        """Something that is equal where the same answer would be given."""
+        row = self._row(fold(name), kind, machine, ts)
+        return None if row is None else (self._lookups.result(row), self._lookups.section(row))
 
     def _row(self, name: str, kind: str, machine: Machine | None, ts: int) -> int | None:
         """Rule 2."""

@@ -35,6 +35,8 @@ class Claim(NamedTuple):
     """header.b of DKIM: the first characters of b=."""
     helo: bool = False
     """An SPF result about the HELO name."""
+    received: bool = False
+    """Written as Received-SPF."""
 
 
 def authentication_results(value: str) -> tuple[Claim, ...]:
@@ -77,15 +79,23 @@ def received_spf(value: str) -> tuple[Claim, ...]:
     pairs = {key.lower(): _bare(text) for key, text in _PAIR.findall(_without_comments(value[:_CHARS]))}
     helo = pairs.get("identity", "").lower() == "helo"
     domain = pairs.get("helo") if helo else pairs.get("envelope-from") or pairs.get("helo")
-    return (Claim(pairs.get("receiver", "").lower(), "spf", words[0].lower(), domain_in(domain), helo=helo),)
+    return (Claim(pairs.get("receiver", "").lower(), "spf", words[0].lower(), domain_in(domain), helo=helo, received=True),)
 
 
 def told(claims: Iterable[Claim]) -> tuple[str | None, str | None, str | None]:
-    """(spf, dkim, dmarc) of claims, topmost first: the first result of each method, or `pass` where any says so."""
+    """(spf, dkim, dmarc) of claims, topmost first: the first result of each method, or `pass` where any says so.
+
+    Received-SPF counts only where no Authentication-Results tells of SPF.
+    """
     found: dict[str, str] = {}
+    trace = None
     for claim in claims:
-        if claim.method not in found or claim.result == "pass":
+        if claim.received:
+            trace = trace or claim.result
+        elif claim.method not in found or claim.result == "pass":
             found[claim.method] = claim.result
+    if trace is not None:
+        found.setdefault("spf", trace)
     return found.get("spf"), found.get("dkim"), found.get("dmarc")
 
 

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from analyzer.mail.authentication.answers import Answer, Failure, NotCaptured, text
+from analyzer.mail.authentication.answers import NOT_CAPTURED, UNKNOWN, Answer, Failure, NotCaptured, text
 from analyzer.protocols.signatures import Signature, Signatures, tag_list
 
 Ask = Callable[[str, str], Answer]
-NOT_CAPTURED = "not in the capture"
-UNKNOWN = "unknown"
 _SHORT = 1024
 """Bits that an RSA key needs at least (RFC 8301 3.2)."""
 _KEYS = 8

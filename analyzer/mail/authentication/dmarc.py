@@ -7,8 +7,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from analyzer.mail.authentication.answers import Answer, Failure, NotCaptured, text
-from analyzer.mail.authentication.dkim import NOT_CAPTURED, UNKNOWN
+from analyzer.mail.authentication.answers import NOT_CAPTURED, UNKNOWN, Answer, Failure, NotCaptured, text
 from analyzer.protocols.signatures import tag_list
 
 Ask = Callable[[str, str], Answer]
