@@ -459,7 +459,7 @@ class _Telling:
             ]
             said = [f"({row.claimed_by or 'the server'} said {row.claimed})"] if row.claimed is not None else []
             words = [self.look.safe(word) for word in (*about, *said) if word]
-            style = {"pass": "green", "fail": "red"}.get(row.result, "") if row.agrees is not False else "red"
+            style = {"pass": "good", "fail": "bad"}.get(row.result, "") if row.agrees is not False else "bad"
             self.page.wrapped(
                 f"  {row.hop:>2}  {row.method.upper():5}  ",
                 [Span(row.result, style), *words, f"{self.look.dot} {self.look.short(row.reason, 100)}"],
