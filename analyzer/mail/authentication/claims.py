@@ -13,6 +13,7 @@ _CHARS = 4096
 _CLAIMS = 64
 """Results of one field read."""
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|\\.|[()]')
+_CLAUSE = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"|")+')
 _RESULT = re.compile(r"\s*([a-z0-9-]+)\s*(?:/\s*\d+\s*)?=\s*([a-z]+)", re.I)
 _PROPERTY = re.compile(r'([a-z0-9-]+)\s*\.\s*([a-z0-9._-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]+)', re.I)
 _PAIR = re.compile(r'([a-z0-9-]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]+)', re.I)
@@ -41,10 +42,10 @@ class Claim(NamedTuple):
 
 def authentication_results(value: str) -> tuple[Claim, ...]:
     """The results of one Authentication-Results field."""
-    by, _, rest = _without_comments(value[:_CHARS]).partition(";")
+    by, *clauses = _CLAUSE.findall(_without_comments(value[:_CHARS])) or [""]
     name = by.split()
     claims = []
-    for clause in rest.split(";")[:_CLAIMS]:
+    for clause in clauses[:_CLAIMS]:
         found = _RESULT.match(clause)
         if found is None or found[1].lower() not in METHODS:
             continue
