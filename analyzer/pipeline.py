@@ -143,8 +143,8 @@ class Pipeline:
     def _deliver(self, deliveries: Iterable[Any]) -> None:
         for connection, chunks, closed in deliveries:
             session = connection.session
-            for chunk in chunks:
-                events = session.feed(chunk)
+            if chunks:
+                events = session.feed(*chunks)
                 if events:
                     self._take(events)
             if closed:

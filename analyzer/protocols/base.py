@@ -1,7 +1,7 @@
 """What every protocol session takes and gives.
 
 Rules of this room:
-1. A session is sans-IO: `feed(chunk)` and `close(reason, ts)` return events; no clock, no I/O, no logging.
+1. A session is sans-IO: `feed(*chunks)` and `close(reason, ts)` return events; no clock, no I/O, no logging.
 2. A session reads each direction from an `Inbox` and waits only where the grammar makes it wait (the reply to
    DATA decides what the client's next octets are).  It never looks at which chunk came first.
 3. Grammar functions are pure and raise `Malformed`; one place in the session turns it into an `Anomaly`.
@@ -386,7 +386,7 @@ def session_row(info: SessionInfo, client_is_orig: bool) -> SessionRow:
 class Session:
     """Base of the protocol sessions.  Subclasses set `protocol` and implement `pump` and `finish`.
 
-    `feed` routes a chunk to the inbox of its direction (through the TLS layer once that has begun) and pumps;
+    `feed` routes chunks to the inboxes of their directions (through the TLS layer once that has begun) and pumps;
     `close` drains what is left and ends with `SessionEnded`.
     """
 
@@ -417,14 +417,15 @@ class Session:
         self.secrets: Any = None
         """TLS secrets of the run (`tls.Secrets`), set by the pipeline when there are any."""
 
-    def feed(self, chunk: Chunk) -> list[Event]:
-        """Take ordered octets of one direction; return what they complete."""
-        from_client = chunk.orig == self.client_is_orig
-        if self.tls is not None:
-            for plain in self.tls.feed(chunk, from_client, self):
-                (self.client if from_client else self.server).append(plain)
-        else:
-            (self.client if from_client else self.server).append(chunk)
+    def feed(self, *chunks: Chunk) -> list[Event]:
+        """Take ordered octets, each chunk of one direction; return what they complete."""
+        for chunk in chunks:
+            from_client = chunk.orig == self.client_is_orig
+            if self.tls is not None:
+                for plain in self.tls.feed(chunk, from_client, self):
+                    (self.client if from_client else self.server).append(plain)
+            else:
+                (self.client if from_client else self.server).append(chunk)
         self.pump()
         events, self.events = self.events, []
         return events

@@ -131,6 +131,11 @@ class Inbox:
         return self._buf
 
     @property
+    def segments(self) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Stream offset, time, frame number and acknowledgement of the segments of what is in `buf`, to look at."""
+        return self._starts, self._ts, self._frames, self._acks
+
+    @property
     def available(self) -> int:
         """Octets that can be read before the next gap."""
         return len(self._buf) - self.pos + self._more_bytes

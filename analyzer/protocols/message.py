@@ -197,18 +197,8 @@ class MessageReader:
             self._report_room -= len(piece)
 
     def _parse(self, head: bytes) -> list[tuple[str, bytes]]:
-        """The kept fields of a header section, unfolded (RFC 5322 2.2.3)."""
-        unfolded = head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t")
-        lines = unfolded.split(b"\r\n")
-        if unfolded.count(b"\n") >= len(lines):  # bare LF among its line ends
-            unfolded = head.replace(b"\r\n", b"\n").replace(b"\n ", b" ").replace(b"\n\t", b"\t")
-            lines = unfolded.split(b"\n")
-        fields: list[tuple[str, bytes]] = []
-        for line in lines:
-            spelling, _, value = line.partition(b":")
-            name = _SPELLINGS.get(spelling) or _SPELLINGS.get(spelling.rstrip(b" \t").lower())
-            if name is not None:
-                fields.append((name, value.strip()))
+        """The kept fields of a header section, unfolded, at most `limits.trace_fields` of each name."""
+        fields = _kept_fields(head)
         return fields if len(fields) <= self.limits.trace_fields else self._bounded(fields)
 
     def _bounded(self, fields: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
@@ -402,20 +392,76 @@ class MessageReader:
             body_digest=(self._body_digest or sha1(b"", usedforsecurity=False)).hexdigest() if complete else None,
             body_size=self._body_size if self._in_body or complete else None,
             headers=fields,
-            message_id=self._message_id(fields),
+            message_id=_message_id(fields, self.limits),
             header_complete=header_complete,
             report=b"".join(self._report) if self._report is not None else None,
             body=self._body,
             signatures=self._signed.finish(complete) if self._signed is not None else None,
         )
 
-    def _message_id(self, fields: list[tuple[str, bytes]]) -> str | None:
-        """`msg-id` of the first Message-ID field (RFC 5322 3.6.4); the whole value when it has no brackets."""
-        for name, value in fields:
-            if name == "message-id":
-                found = _MSG_ID.search(value)
-                return text((found[0] if found else value)[: self.limits.argument_chars]) or None
+
+def read_whole(octets: bytes, limits: Limits) -> tuple[Content, list[tuple[str, str]]]:
+    """What is known of a message whose octets are all here, and what was odd: as a `MessageReader` tells, at less cost."""
+    end = _empty_line(octets, 0)
+    if 0 <= end <= limits.header_bytes:
+        fields = _kept_fields(octets[:end])
+        if len(fields) <= limits.trace_fields and not any(name == "content-type" and _REPORT.match(v) for name, v in fields):
+            return Content(
+                len(octets),
+                True,
+                0,
+                sha256(octets, usedforsecurity=False).hexdigest(),
+                sha1(memoryview(octets)[end:], usedforsecurity=False).hexdigest(),
+                len(octets) - end,
+                fields,
+                _message_id(fields, limits),
+            ), []
+    reader = MessageReader(limits)
+    reader.feed(octets)
+    return reader.content(True), reader.oddities
+
+
+def plain_body(buf: bytes, begin: int, most: int) -> tuple[bytes, int] | None:
+    """A message in dot-stuffed form that begins at `buf[begin]`, behind a line end, and the position after its end of data.
+
+    None when that is not within `most` octets, or other readers may see it elsewhere (CR, LF or NUL other than as CRLF).
+    """
+    end = buf.find(_END, begin - 2, begin + most)
+    if end < 0:
         return None
+    dot = buf.find(b"\n.", begin - 2, end + 3)
+    if buf.find(b"\0", begin, end) >= 0 or buf.find(b"\r.", begin, end) >= 0:
+        return None
+    if dot == end + 1:
+        return buf[begin : end + 2], end + 5
+    if _unusual(buf[begin - 2 : end + 2], end + 4 - begin):
+        return None
+    return buf[begin - 2 : end + 2].replace(b"\r\n.", b"\r\n")[2:], end + 5
+
+
+def _message_id(fields: list[tuple[str, bytes]], limits: Limits) -> str | None:
+    """`msg-id` of the first Message-ID field (RFC 5322 3.6.4); the whole value when it has no brackets."""
+    for name, value in fields:
+        if name == "message-id":
+            found = _MSG_ID.search(value)
+            return text((found[0] if found else value)[: limits.argument_chars]) or None
+    return None
+
+
+def _kept_fields(head: bytes) -> list[tuple[str, bytes]]:
+    """The kept fields of a header section, unfolded (RFC 5322 2.2.3)."""
+    unfolded = head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b"\t")
+    lines = unfolded.split(b"\r\n")
+    if unfolded.count(b"\n") >= len(lines):  # bare LF among its line ends
+        unfolded = head.replace(b"\r\n", b"\n").replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+        lines = unfolded.split(b"\n")
+    fields: list[tuple[str, bytes]] = []
+    for line in lines:
+        spelling, _, value = line.partition(b":")
+        name = _SPELLINGS.get(spelling) or _SPELLINGS.get(spelling.rstrip(b" \t").lower())
+        if name is not None:
+            fields.append((name, value.strip()))
+    return fields
 
 
 def _empty_line(head: bytes | bytearray, begin: int) -> int:

@@ -213,13 +213,14 @@ class Units(BaseSession):
 
     # compression
 
-    def feed(self, chunk: Chunk) -> list[Any]:
-        """Take ordered octets of one direction; return what they complete."""
+    def feed(self, *chunks: Chunk) -> list[Any]:
+        """Take ordered octets, each chunk of one direction; return what they complete."""
         if self._inflaters is None:
-            return super().feed(chunk)
-        from_client = chunk.orig == self.client_is_orig
-        for plain in self.tls.feed(chunk, from_client, self) if self.tls is not None else (chunk,):
-            self._inflate(plain, from_client)
+            return super().feed(*chunks)
+        for chunk in chunks:
+            from_client = chunk.orig == self.client_is_orig
+            for plain in self.tls.feed(chunk, from_client, self) if self.tls is not None else (chunk,):
+                self._inflate(plain, from_client)
         events, self.events = self.events, []
         return events
 

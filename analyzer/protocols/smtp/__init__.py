@@ -14,7 +14,8 @@ Rules of this package:
 5. Secrets: of AUTH the mechanism and the user's name are kept; a line that may be a SASL response is never shown.
 
 grammar (octets -> words) <- transaction (what became of a message) <- dialogue (replies meet commands)
-<- recovery (loss, and ends of data that only some see) <- session (the states and what commands mean) <- probe
+<- recovery (loss, and ends of data that only some see) <- plain (the usual transaction, read at once)
+<- session (the states and what commands mean) <- probe
 """
 
 from typing import TYPE_CHECKING, Any

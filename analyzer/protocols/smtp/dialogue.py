@@ -121,13 +121,13 @@ class Dialogue(BaseSession):
         else:
             self.waiting.append(Given(GREETING, -1, 0, None, None, 0, None))
 
-    def feed(self, chunk: Chunk) -> list[Event]:
-        """Take ordered octets of one direction; return what they complete."""
+    def feed(self, *chunks: Chunk) -> list[Event]:
+        """Take ordered octets, each chunk of one direction; return what they complete."""
         limits = self.limits
         self.impatient = self.client.held > limits.waiting_bytes or self.server.held > limits.waiting_bytes
         if self.client.kept_octets > limits.waiting_bytes:
             self.forget_forks()
-        return super().feed(chunk)
+        return super().feed(*chunks)
 
     # what the session makes of it
 
@@ -157,10 +157,13 @@ class Dialogue(BaseSession):
 
     # the server's octets
 
-    def read_replies(self) -> None:
-        """reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF (RFC 5321 4.2)"""
+    def read_replies(self, enough: int = AHEAD) -> None:
+        """reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF (RFC 5321 4.2)
+
+        Reads on until `enough` are at hand.
+        """
         inbox = self.server
-        while len(self.replies) < AHEAD and not (
+        while len(self.replies) < enough and not (
             inbox.available and inbox.buf[inbox.pos] == TLS_HANDSHAKE
         ):  # else it waits for the client's STARTTLS
             if not inbox.has_line():

@@ -10,7 +10,7 @@ from analyzer.protocols.message import MessageReader
 from analyzer.protocols.smtp import grammar
 from analyzer.protocols.smtp.dialogue import AHEAD, Given
 from analyzer.protocols.smtp.queue_ids import software
-from analyzer.protocols.smtp.recovery import Recovery
+from analyzer.protocols.smtp.plain import Plain
 from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     AWAITED,
@@ -44,15 +44,13 @@ _PREFACE = 66_000
 """Octets of the longest PROXY header."""
 
 
-class Session(Recovery):
+class Session(Plain):
     """One SMTP or LMTP connection."""
 
     _mechanism: str | None = None
     _sasl_user: str | None = None
     _turn: int = 0  # responses of the SASL exchange
-    _guarding: bool = False  # AUTH was tried: unknown lines may be secrets
     _tls_reply: Reply | None = None
-    _first: tuple[int | None, int | None, int] | None = None  # the first command: time, frame, acknowledgement
     _greeting: Reply | None = None  # came before any command was read
     _bare_lf: bool = False
 
@@ -61,11 +59,23 @@ class Session(Recovery):
         if self.server.has_gap and self.state != DEAF:
             self.read_replies()
         while True:
-            if len(self.replies) < AHEAD and self.server.available and self.state != DEAF:
-                self.read_replies()
+            if self.server.available and self.state != DEAF:  # where nothing is lost, replies are read as they are wanted
+                enough = AHEAD if self.lossy else len(self.waiting)
+                if len(self.replies) < enough:
+                    self.read_replies(enough)
             moved = self.pair() if self.replies else False
-            if not READERS[self.state](self) and not moved:
+            if self.state == COMMANDS and not self.waiting and self.read_plain():
+                continue
+            if not READERS[self.state](self) and not moved and not self._read_ahead():
                 return
+
+    def _read_ahead(self) -> bool:
+        """The client's octets say nothing more for now: read what the server has said; whether there was anything."""
+        if self.state == DEAF or not self.server.available:
+            return False
+        before = len(self.replies)
+        self.read_replies()
+        return len(self.replies) > before
 
     def unanswered(self, given: Given, lost: bool = True) -> None:
         """The reply to this will not be seen: it was lost, or there was none."""
@@ -307,6 +317,8 @@ class Session(Recovery):
             if skip:
                 continue
             self._command(line, begin, inbox.base + inbox.pos)
+            if not self.lossy and self.server.available:
+                return True  # its reply may be here, and a plain transaction behind it
         return moved
 
     def _command(self, line: bytes, begin: int, end: int) -> None:

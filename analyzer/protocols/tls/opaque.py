@@ -35,11 +35,11 @@ class OpaqueSession(Session):
         super().__init__(conn, client_is_orig, limits)
         self._inner: Session | None = None
 
-    def feed(self, chunk: Chunk) -> list[Event]:
-        """Take ordered octets of one direction; return what they complete."""
+    def feed(self, *chunks: Chunk) -> list[Event]:
+        """Take ordered octets, each chunk of one direction; return what they complete."""
         if self.tls is None:
             self.start_tls(None, implicit=True)
-        return super().feed(chunk)
+        return super().feed(*chunks)
 
     def pump(self) -> None:
         """Hand plaintext on to the session of the protocol."""
