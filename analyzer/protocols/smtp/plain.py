@@ -133,7 +133,8 @@ class Plain(Recovery):
         info.messages += 1
         carried = MessageCarried(
             info, "transaction", info.messages, ts_mail, times[segment], times[last], final[3], frame_mail, final[4],
-            text(mail[2]), _parameters(mail), recipients, "accepted", code, enhanced, told, queue_id(told), content, replies[-2][3],
+            text(mail[2]), _parameters(mail), recipients, "accepted", code, enhanced, told, queue_id(told), content,
+            replies[-2][3],
         )  # fmt: skip
         events, session_id, n = self.events, info.session_id, info.commands
         before, before_ts = (self._previous.begin, self._previous.ts_first or 0) if self._previous is not None else (-1, 0)
@@ -156,8 +157,8 @@ class Plain(Recovery):
             before, before_ts, verb = offset, begun, "RCPT"
         info.commands = n
         offset, ack, begun, ended, frame = final
-        reply = self._previous = Reply(code, [answers[-1][2]], offset, server.base + server.pos, begun, ack, False)
-        reply.ts, reply.frame = ended, frame
+        self._previous = Reply(code, [answers[-1][2]], offset, server.base + server.pos, begun, ack, False)
+        self._previous.ts, self._previous.frame = ended, frame
         for name, detail in oddities:
             self.weird(name, detail, carried.ts_data, carried.first_frame)
         events.append(carried)

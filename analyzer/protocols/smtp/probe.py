@@ -28,7 +28,7 @@ _ENOUGH = 4000
 def probe(orig: bytes, resp: bytes, orig_port: int, resp_port: int, closing: bool) -> Recognised | None:
     """Does this connection speak SMTP or LMTP, and which end is the client?  None when that is not sure."""
     forward = _speaks(orig, resp, resp_port in PORTS, closing)
-    backward = _speaks(resp, orig, orig_port in PORTS, closing)
+    backward = _speaks(resp, orig, orig_port in PORTS, closing) if forward < 3 else 0
     if not forward and not backward:
         return None
     client, client_is_orig = (orig, True) if forward >= backward else (resp, False)

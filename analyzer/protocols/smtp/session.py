@@ -9,8 +9,8 @@ from analyzer.protocols.base import text as as_text
 from analyzer.protocols.message import MessageReader
 from analyzer.protocols.smtp import grammar
 from analyzer.protocols.smtp.dialogue import AHEAD, Given
-from analyzer.protocols.smtp.queue_ids import software
 from analyzer.protocols.smtp.plain import Plain
+from analyzer.protocols.smtp.queue_ids import software
 from analyzer.protocols.smtp.transaction import REFUSED, Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     AWAITED,
