@@ -403,7 +403,7 @@ class MessageReader:
 def read_whole(octets: bytes, limits: Limits) -> tuple[Content, list[tuple[str, str]]]:
     """What is known of a message whose octets are all here, and what was odd: as a `MessageReader` tells, at less cost."""
     end = _empty_line(octets, 0)
-    if 0 <= end <= limits.header_bytes:
+    if 0 <= end <= limits.header_bytes and limits.bodies is None:
         fields = _kept_fields(octets[:end])
         if len(fields) <= limits.trace_fields and not any(name == "content-type" and _REPORT.match(v) for name, v in fields):
             return Content(

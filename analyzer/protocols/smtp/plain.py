@@ -46,7 +46,6 @@ class Plain(Recovery):
             or self.transaction is not None
             or self.split is not None
             or self.forks
-            or self.keep_raw
             or self._first is None
             or self.info.protocol != "smtp"
         ):
