@@ -228,7 +228,6 @@ class Live:
     def begin(self) -> None:
         """Begin to capture.  Raises MailhopError when that is not possible."""
         plan = self.plan
-        self._begun = time.monotonic()
         self._key_logs = tls.KeyLogs(plan.keylogs, follow=True)
         pipeline = Pipeline(self.limits, self._key_logs.secrets)
         self._pipeline = pipeline

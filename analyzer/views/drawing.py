@@ -205,7 +205,7 @@ class _Lanes:
         number = next((self._by[key] for key in keys if key in self._by), None)
         if number is None:
             number = len(self.lanes)
-            known = name or (host.names[0] if host and host.names else None)
+            known = host.names[0] if host and host.names and (name or "[").startswith("[") else name
             self.lanes.append(Lane(_short(known or ip, NAME), _LOOK.safe(ip) if known else "", ""))
         for key in keys:
             self._by.setdefault(key, number)

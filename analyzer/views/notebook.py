@@ -100,12 +100,15 @@ def renewing(shown: object) -> Iterator[Callable[[], None]]:
 def trace_html(trace: Trace) -> str:
     """One message: its waterfall, and folded below it the ladder and the text."""
     drawing, message = draw(trace), trace.message
-    title = _LOOK.short(message.subject or message.message_id or message.trace_id, 120)
+    title = _LOOK.short(message.subject or message.message_id or "a message without name", 120)
     took = f" in {duration(message.elapsed_s)}" if message.elapsed_s is not None else ""
+    given = [address for hop in trace.hops[:1] for address in hop.rcpt_to or ()] or [message.header_to or "?"]
+    more = f" and {len(given) - 1} more" if len(given) > 1 else ""
+    way = f"{_LOOK.short(sender(message) or '?', 60)} → {_LOOK.short(given[0], 60)}{more}"
     unseen = f" Not seen: {'; '.join(lines)}." if (lines := not_seen(trace, _LOOK)) else ""
     facts = [message.outcome + took, counted(message.hops, "hop"), date(message.ts_first), _LOOK.short(message.message_id, 80)]
     return (
-        f"<div><p><strong>{escape(title)}</strong><br>{escape(' · '.join(filter(None, facts)))}<br>"
+        f"<div><p><strong>{escape(title)}</strong> · {escape(way)}<br>{escape(' · '.join(filter(None, facts)))}<br>"
         f"Where the time went: {escape(time_went(trace))}{escape(unseen)}</p>"
         + _scrolled(waterfall(drawing))
         + _more(f"Ladder: {counted(len(drawing.arrows), 'step')}", _scrolled(ladder(drawing)))

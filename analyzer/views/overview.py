@@ -24,8 +24,8 @@ LAST = "subject/reply"
 """The last column: a message is known by its subject, a refused one by what the server said."""
 RIGHT = ("hops", "total")
 """Columns of numbers."""
-NARROW = 80
-"""Columns below which the list says less."""
+NARROW, NARROWEST = 100, 72
+"""Columns below which the list says less, and least."""
 ODDITIES = 5
 """Names of anomalies listed."""
 
@@ -122,7 +122,12 @@ def _source(page: Page, source: SourceInfo) -> None:
         parts.append(f"{date(source.ts_first)} + {duration(span)}")
     if source.cut_frames:
         parts.append(f"{counted(source.cut_frames, 'frame')} cut short by the capture (snap length)")
-    page.line(Span(look.safe(source.name), "bold"), "  ", dot.join(filter(None, parts)))
+    name = look.safe(source.name)
+    page.wrapped("", [Span(name, "bold")], indent=0)
+    if cells(name) + 2 + cells(dot.join(parts)) <= look.width:
+        page.lines[-1] += [Span("  "), Span(dot.join(filter(None, parts)))]
+    else:
+        page.wrapped("          ", filter(None, parts), dot)
     if source.frames and source.cut_frames * 2 > source.frames:
         page.line("          ", Span("most frames are cut: message text is missing; capture again with -s 0", "warn"))
 
@@ -225,7 +230,9 @@ def _list(page: Page, rows: Sequence[Message], fates: dict[str, _Fate], spans_da
         LAST: 0,
     }
     if look.width < NARROW:
-        del widths["start"], widths[LAST]
+        del widths["start"], widths["hops"]
+    if look.width < NARROWEST:
+        del widths[LAST]
     room = look.width - sum(widths.values()) - 2 * len(widths)
     most = min(room * 3 // 8 if LAST in widths else room // 2, NAME)
     for name in ("from", "to"):

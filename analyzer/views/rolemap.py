@@ -1,7 +1,7 @@
 """Who talks to whom: hosts by role from left to right, and how many messages went between them, as SVG and as rows."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from analyzer.mail.records import Hop, Host
@@ -165,27 +165,44 @@ def _same(svg: Svg, start: tuple[float, float], end: tuple[float, float]) -> Non
     )
 
 
+def _free(curve: Sequence[tuple[float, float]], share: float, labels: Iterable[tuple[float, float, int]]) -> tuple[float, float]:
+    """Where on a Bezier curve a number may stand: at this share of its way, or as soon as no other number is near."""
+    taken = list(labels)
+    shares = [share, *(step / 20 for step in range(2, 18) if step / 20 > share), *(step / 20 for step in range(2, 18))]
+    places = []
+    for t in shares:
+        weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+        places.append(
+            (
+                sum(w * x for w, (x, _) in zip(weights, curve, strict=True)),
+                sum(w * y for w, (_, y) in zip(weights, curve, strict=True)),
+            )
+        )
+    return next(
+        (place for place in places if all(abs(place[0] - x) > 24 or abs(place[1] - y) > 12 for x, y, _ in taken)), places[0]
+    )
+
+
 def _edge(
     svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, float], labels: list[tuple[float, float, int]]
 ) -> None:
     """A curve from box to box; one that goes back leaves downwards."""
     forward = end[0] > start[0]
+    skips = end[0] - start[0] > _GAP
     y1, y2 = start[1] + 19, end[1] + 19
     if forward:
         x1, x2 = start[0] + _BOX, end[0] - 1
-        skips = end[0] - start[0] > _GAP
         bend = max((x2 - x1) / 2, 18)
         dip = 36 if skips and y1 == y2 else 0  # below the hosts that it passes by
-        path = f"M{x1} {y1}C{x1 + bend} {y1 + dip} {x2 - bend} {y2 + dip} {x2 - 6} {y2}"
-        at, level = (x2 - 26, y2 + dip / 3) if skips else ((x1 + x2) / 2, (y1 + y2) / 2)
+        curve = [(x1, y1), (x1 + bend, y1 + dip), (x2 - bend, y2 + dip), (x2 - 6, y2)]
     elif end[0] == start[0]:
         x1 = x2 = start[0] + _BOX
-        path = f"M{x1} {y1}C{x1 + 36} {y1} {x2 + 36} {y2} {x2 + 6} {y2}"
-        at, level = x1 + 24, (y1 + y2) / 2
+        curve = [(x1, y1), (x1 + 36, y1), (x2 + 36, y2), (x2 + 6, y2)]
     else:
         x1, x2 = start[0], end[0] + _BOX
-        path = f"M{x1} {y1}C{x1 - 40} {y1 + 26} {x2 + 40} {y2 + 26} {x2 + 6} {y2 + 4}"
-        at, level = (x1 + x2) / 2, (y1 + y2) / 2 + 22
+        curve = [(x1, y1), (x1 - 40, y1 + 26), (x2 + 40, y2 + 26), (x2 + 6, y2 + 4)]
+    path = "M{} {}C{} {} {} {} {} {}".format(*(f"{number:g}" for point in curve for number in point))
+    at, level = _free(curve, 0.12 if skips else 0.45, labels)
     title = f"{edge.messages:,} by {edge.protocols} from {edge.start.name} to {edge.end.name}, {_basis(edge)}"
     thick = min(1 + edge.messages.bit_length() * 0.5, 7)
     dash = None if edge.seen else "5 4"
@@ -200,6 +217,4 @@ def _edge(
         stroke_dasharray=dash,
     )
     svg.head(x2, y2 if forward or x1 == x2 else y2 + 4, 1 if forward else -1, fill_opacity=0.7)
-    while any(abs(at - x) < 26 and abs(level - y) < 12 for x, y, _ in labels):
-        level -= 12
     labels.append((at, level, edge.messages))

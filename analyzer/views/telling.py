@@ -59,6 +59,8 @@ def names(trace: Trace, look: Look) -> dict[int, tuple[str, str]]:
     known = {ip: host.names[0] for host in trace.hosts if host.names for ip in host.ips}
 
     def called(name: str | None, ip: str | None) -> str:
+        if name is not None and name.startswith("["):  # an address literal (RFC 5321 4.1.3) names nobody
+            name = known.get(ip or "", name)
         return look.short(name or known.get(ip or "") or ip or "an unseen host", NAME)
 
     return {h.hop: (called(h.client_name, h.client_ip), called(h.server_name, h.server_ip)) for h in trace.hops}
