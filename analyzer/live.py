@@ -127,6 +127,8 @@ class Standing:
     """What the latest telling says of the open messages."""
 
     ts: int = 0
+    made: float = field(default_factory=time.monotonic)
+    """When, on the machine's clock: what is in flight grows older while no packet comes."""
     messages: list[Message] = field(default_factory=list)
     """Not decided yet, the oldest first."""
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -500,6 +502,7 @@ class Live:
                     self._on_message(message)
         self.standing = Standing(
             self._now,
+            time.monotonic(),
             [m for m in messages if m.outcome not in DECIDED],
             Counter(m.outcome for m in messages),
             _latency(told.hops) if self._on_tick is not None or self.plan.keep else {},
@@ -598,7 +601,8 @@ class Live:
         waiting, latest = standing.messages, self.latest
         seconds = (self._over or time.monotonic()) - self._begun
         name = basename(self.info.name) or self.info.name
-        return screen(look, name, seconds, numbers, outcomes, standing.latency, waiting, latest, standing.ts, height)
+        now = standing.ts + round((time.monotonic() - standing.made) * 1e9) if standing.ts else 0
+        return screen(look, name, seconds, numbers, outcomes, standing.latency, waiting, latest, now, height)
 
     def __repr__(self) -> str:
         from analyzer.views.text import Look

@@ -56,6 +56,27 @@ def hop_line(event: MessageCarried, look: Look) -> Line:
     return line
 
 
+def row(event: MessageCarried, look: Look) -> Line:
+    """A hop that has ended, on a line of the screen: what matters most stands first, because a narrow terminal cuts the end."""
+    info = event.session
+    ts = event.ts_end or event.ts_eom or event.ts_start
+    took = duration((ts - event.ts_start) / _SECOND) if event.ts_start is not None and ts is not None else ""
+    said = event.outcome if event.kind == "transaction" else WORDS[event.kind]
+    content = event.content
+    named = content.message_id if content is not None else None
+    ends = [
+        look.short(info.client_name or info.client_ip, _ADDRESS),
+        f"{look.arrow} {look.short(info.server_name or info.server_ip, _ADDRESS)}:{info.server_port}",
+    ]
+    return [
+        Span(f"{clock(ts)}  {info.protocol.upper():<4}  "),
+        Span(f"{said:<9}", STYLE.get(said, "")),
+        Span(f" {event.code or '':>3} {took:>7}  ", "dim"),
+        Span(" ".join(ends) + "  "),
+        Span(look.short(named, 2 * _ADDRESS) if named else _path(look, event.mail_from), "name"),
+    ]
+
+
 def _path(look: Look, address: str | None) -> str:
     return "?" if address is None else look.short(address, _ADDRESS) if address else "<>"
 
@@ -117,23 +138,23 @@ def screen(
             fates.append(Span(f"{number:,} {outcome}", STYLE.get(outcome, "")))
         page.wrapped("messages  ", fates, "  ")
     for role, (count, accept, queue) in sorted(latency.items(), key=lambda item: -item[1][0]):
-        took = f"accepts in {duration(accept)}" if accept is not None else ""
-        waited = f"  after {duration(queue)} in the queue before" if queue is not None else ""
-        page.line(f"  {role:<5} {counted(count, 'hop'):>10}  {took}{waited}")
+        took = f"accepts in {duration(accept)}" if accept else ""
+        waited = f"after {duration(queue)} in the queue before" if queue is not None else ""
+        page.line(f"  {role:<5} {counted(count, 'hop'):>10}  {'  '.join(filter(None, [took, waited]))}")
     room = max(height - len(page.lines) - 4, 4)
     page.line()
     page.line(Span(f"in flight ({len(waiting):,})", "bold"))
-    for row in waiting[: min(_WAITING, room // 2)]:
-        age = duration(max(now - (row.ts_first or now), 0) / _SECOND)
-        title = look.short(row.subject or row.message_id or row.trace_id[:8], _SUBJECT)
+    for message in waiting[: min(_WAITING, room // 2)]:
+        age = duration(max(now - (message.ts_first or now), 0) / _SECOND)
+        title = look.short(message.subject or message.message_id or message.trace_id[:8], _SUBJECT)
         page.line(
             f"  {age:>8}  ",
-            Span(f"{row.outcome:<9}", STYLE.get(row.outcome, "")),
-            f"  {look.short(row.mail_from or '<>', _ADDRESS)}  {title}",
+            Span(f"{message.outcome:<9}", STYLE.get(message.outcome, "")),
+            f"  {look.short(message.mail_from or '<>', _ADDRESS)}  {title}",
         )
     page.line()
     page.line(Span("last hops", "bold"))
     left = max(height - len(page.lines) - 1, 2)
     for event in list(latest)[-left:]:
-        page.lines.append([Span("  "), *hop_line(event, look)])
+        page.lines.append([Span("  "), *row(event, look)])
     return page
