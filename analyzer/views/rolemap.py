@@ -13,7 +13,7 @@ COLUMNS = ("mua", "msa", "mta", "mx", "mda", "store", "reader")
 """Roles from left to right; a `store` serves mailboxes, a `reader` is a MUA that fetches."""
 MOST = 12
 """Hosts drawn in one column."""
-_GAP, _LINE, _BOX, _TOP = 172, 58, 136, 34
+_GAP, _LINE, _BOX, _TOP = 172, 66, 136, 34
 _LOOK = Look()
 
 
@@ -91,9 +91,10 @@ class RoleMap:
             if len(nodes) > MOST:
                 svg.text(20 + _GAP * x, height - 6, f"and {len(nodes) - MOST:,} more", font_size=11, fill_opacity=0.7)
         labels: list[tuple[float, float, int]] = []
+        lanes: set[float] = set()
         for edge in self.edges:
             if edge.start in places and edge.end in places:
-                _edge(svg, edge, places[edge.start], places[edge.end], labels)
+                _edge(svg, edge, places[edge.start], places[edge.end], labels, lanes)
         for node, (left, top) in places.items():
             store = places.get(node._replace(role="store"))
             if node.role == "mda" and store is not None:
@@ -165,10 +166,10 @@ def _same(svg: Svg, start: tuple[float, float], end: tuple[float, float]) -> Non
     )
 
 
-def _free(curve: Sequence[tuple[float, float]], share: float, labels: Iterable[tuple[float, float, int]]) -> tuple[float, float]:
-    """Where on a Bezier curve a number may stand: at this share of its way, or as soon as no other number is near."""
+def _free(curve: Sequence[tuple[float, float]], labels: Iterable[tuple[float, float, int]]) -> tuple[float, float]:
+    """Where on a Bezier curve a number may stand: half way, or where no other number is near."""
     taken = list(labels)
-    shares = [share, *(step / 20 for step in range(2, 18) if step / 20 > share), *(step / 20 for step in range(2, 18))]
+    shares = [0.45, *(step / 20 for step in range(2, 18))]
     places = []
     for t in shares:
         weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
@@ -184,25 +185,40 @@ def _free(curve: Sequence[tuple[float, float]], share: float, labels: Iterable[t
 
 
 def _edge(
-    svg: Svg, edge: Edge, start: tuple[float, float], end: tuple[float, float], labels: list[tuple[float, float, int]]
+    svg: Svg,
+    edge: Edge,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    labels: list[tuple[float, float, int]],
+    lanes: set[float],
 ) -> None:
-    """A curve from box to box; one that goes back leaves downwards."""
+    """A line from box to box: past hosts of other columns it runs between them; one that goes back leaves downwards."""
     forward = end[0] > start[0]
-    skips = end[0] - start[0] > _GAP
     y1, y2 = start[1] + 19, end[1] + 19
-    if forward:
-        x1, x2 = start[0] + _BOX, end[0] - 1
-        bend = max((x2 - x1) / 2, 18)
-        dip = 36 if skips and y1 == y2 else 0  # below the hosts that it passes by
-        curve = [(x1, y1), (x1 + bend, y1 + dip), (x2 - bend, y2 + dip), (x2 - 6, y2)]
-    elif end[0] == start[0]:
-        x1 = x2 = start[0] + _BOX
-        curve = [(x1, y1), (x1 + 36, y1), (x2 + 36, y2), (x2 + 6, y2)]
+    x1, x2 = start[0] + _BOX, end[0] - 1
+    if forward and end[0] - start[0] > _GAP:
+        level = (y1 + _LINE / 2 if y1 == y2 else max(y1, y2) - _LINE / 2) + 2  # between two lines of hosts, past the columns
+        while level in lanes:
+            level += 5
+        lanes.add(level)
+        turn = _GAP - _BOX - 6
+        path = f"M{x1:g} {y1:g}C{x1 + turn / 2:g} {y1:g} {x1 + turn / 2:g} {level:g} {x1 + turn:g} {level:g}"
+        path += f"H{x2 - turn - 6:g}C{x2 - 6 - turn / 2:g} {level:g} {x2 - 6 - turn / 2:g} {y2:g} {x2 - 6:g} {y2:g}"
+        at = x1 + turn + 14
+        while any(abs(at - x) < 24 and abs(level - y) < 16 for x, y, _ in labels):
+            at += 24
     else:
-        x1, x2 = start[0], end[0] + _BOX
-        curve = [(x1, y1), (x1 - 40, y1 + 26), (x2 + 40, y2 + 26), (x2 + 6, y2 + 4)]
-    path = "M{} {}C{} {} {} {} {} {}".format(*(f"{number:g}" for point in curve for number in point))
-    at, level = _free(curve, 0.12 if skips else 0.45, labels)
+        if forward:
+            bend = max((x2 - x1) / 2, 18)
+            curve = [(x1, y1), (x1 + bend, y1), (x2 - bend, y2), (x2 - 6, y2)]
+        elif end[0] == start[0]:
+            x2 = x1
+            curve = [(x1, y1), (x1 + 36, y1), (x2 + 36, y2), (x2 + 6, y2)]
+        else:
+            x1, x2 = start[0], end[0] + _BOX
+            curve = [(x1, y1), (x1 - 40, y1 + 26), (x2 + 40, y2 + 26), (x2 + 6, y2 + 4)]
+        path = "M{} {}C{} {} {} {} {} {}".format(*(f"{number:g}" for point in curve for number in point))
+        at, level = _free(curve, labels)
     title = f"{edge.messages:,} by {edge.protocols} from {edge.start.name} to {edge.end.name}, {_basis(edge)}"
     thick = min(1 + edge.messages.bit_length() * 0.5, 7)
     dash = None if edge.seen else "5 4"
