@@ -263,3 +263,57 @@ def test_tshark_finds_every_frame_of_the_message_and_no_other(tmp_path):
     streams = " || ".join(session.wireshark for session in told.sessions)
     lookups = " || ".join(f"frame.number == {n}" for row in told.dns for n in (row.frame, row.reply_frame))
     assert columns(tmp_path / "one.pcapng") == columns(STORY, "-Y", f"{streams} || {lookups}")
+
+
+def told(number: int) -> bytes:
+    """A message as a mailbox hands it out."""
+    return letter(number, 20).removesuffix(b".\r\n")
+
+
+def pop3_mailbox() -> Talk:
+    """A reader fetches two messages of three, looks at the top of the third, and deletes."""
+    talk = Talk(server=(0x0A000002, 110)).open().s(b"+OK ready\r\n")
+    for said, answer in ((b"USER bob", b"+OK"), (b"PASS x", b"+OK"), (b"STAT", b"+OK 3 900")):
+        talk.c(said + b"\r\n").s(answer + b"\r\n")
+    talk.c(b"RETR 1\r\n").s(b"+OK\r\n" + letter(1, 20)).c(b"TOP 3 0\r\n").s(b"+OK\r\n" + letter(3, 1))
+    talk.c(b"RETR 2\r\n").s(b"+OK\r\n" + letter(2, 20)).c(b"DELE 2\r\n").s(b"+OK deleted 2\r\n").c(b"DELE 1\r\n").s(
+        b"+OK deleted 1\r\n"
+    )
+    return talk.c(b"QUIT\r\n").s(b"+OK bye\r\n").close()
+
+
+def imap_mailbox(together: bool) -> Talk:
+    """A reader lists three messages, then fetches two of them: by one command, or each by its own."""
+    talk = Talk(server=(0x0A000002, 143)).open().s(b"* OK [CAPABILITY IMAP4rev1] ready\r\n")
+    talk.c(b"a LOGIN bob x\r\n").s(b"a OK\r\n").c(b"b SELECT INBOX\r\n").s(b"* 3 EXISTS\r\n* OK [UIDVALIDITY 7] .\r\nb OK\r\n")
+    listed = b"".join(
+        b'* %d FETCH (UID %d ENVELOPE (NIL "letter %d" NIL NIL NIL NIL NIL NIL NIL NIL))\r\n' % (n, n, n) for n in (1, 2, 3)
+    )
+    talk.c(b"c UID FETCH 1:3 (ENVELOPE)\r\n").s(listed + b"c OK\r\n")
+    if together:
+        talk.c(b"d UID FETCH 1:2 (BODY[])\r\n")
+    for n in (1, 2):
+        if not together:
+            talk.c(b"d%d UID FETCH %d (BODY[])\r\n" % (n, n))
+        talk.s(b"* %d FETCH (UID %d BODY[] {%d}\r\n" % (n, n, len(told(n))) + told(n) + b")\r\n")
+        if not together:
+            talk.s(b"d%d OK\r\n" % n)
+            talk.c(b"e%d UID STORE %d +FLAGS (\\Seen)\r\n" % (n, n)).s(b"e%d OK stored %d\r\n" % (n, n))
+    if together:
+        talk.s(b"d OK\r\n")
+    return talk.c(b"z LOGOUT\r\n").s(b"* BYE\r\nz OK\r\n").close()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(
+    "talk", [pop3_mailbox(), imap_mailbox(False), imap_mailbox(True)], ids=["pop3", "imap, one by one", "imap, together"]
+)
+def test_a_mailbox_gives_away_no_other_message(tmp_path, talk, number):
+    path = capture(tmp_path / "mail.pcapng", talk.segments)
+    analyzer.analyze(path).slice(f"<{number}@example.org>", tmp_path / "one.pcapng")
+    octets = (tmp_path / "one.pcapng").read_bytes()
+    assert told(number) in octets
+    assert all(b"letter %d" % other not in octets for other in {1, 2, 3} - {number})
+    assert (b"LOGIN" in octets or b"USER" in octets) and (b"LOGOUT" in octets or b"QUIT" in octets)
+    hop = trace_of(tmp_path / "one.pcapng", f"<{number}@example.org>").hops[0]
+    assert (hop.kind, hop.complete, hop.size) == ("retrieve", True, len(told(number)))

@@ -774,3 +774,24 @@ def test_reading_fails_midway() -> None:
     got = read(Failing(write.pcap(FRAMES), [1000]))
     assert got.data == FRAMES
     assert "Input/output error" in got.damage[0]
+
+
+@pytest.mark.parametrize("batch", [64, 1 << 20])
+def test_interfaces_of_every_section_are_told_when_asked_for(tmp_path: Path, batch: int) -> None:
+    def named(name: bytes, linktype: int = 1) -> bytes:
+        return write.interface(linktype, options=write.option(2, name) + bytes(4))
+
+    sections = write.section() + named(b"eth0") + named(b"lo", 101)
+    sections += write.enhanced(FRAMES[0], 1, 1) + write.enhanced(FRAMES[1], 2, 0)
+    sections += write.section() + named(b"wlan0", 105) + write.enhanced(FRAMES[2], 3, 0)
+    path = tmp_path / "t.pcapng"
+    path.write_bytes(sections)
+    info = SourceInfo("t.pcapng", interfaces=[])
+    met: list[int] = []
+    for frames in files.read(path, Limits(batch_bytes=batch), info):
+        assert frames.interface is not None and len(frames.interface) == len(frames)
+        met += frames.interface.tolist()
+    assert info.interfaces is not None
+    assert [(i.name, i.linktype) for i in info.interfaces] == [(b"eth0", 1), (b"lo", 101), (b"wlan0", 105)]
+    assert met == [1, 0, 2]
+    assert all(frames.interface is None for frames in files.read(path, Limits(), SourceInfo("t.pcapng")))
