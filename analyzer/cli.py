@@ -245,6 +245,8 @@ def _warn(result: "Result") -> None:
         _complain(f"warning: {name}: {detail}")
     if len(damage) > most:
         _complain(f"warning: {len(damage) - most} more; all of them are in the anomalies table")
+    if result.unused_secrets:
+        _complain(f"warning: none of the {result.unused_secrets:,} secrets given is of a TLS session in these captures")
 
 
 def _captures(command: Any) -> Any:

@@ -64,6 +64,8 @@ class Result:
     limits: Limits = field(default_factory=Limits)
     bodies: dict[tuple[str, int], Body] = field(default_factory=dict)
     """Octets of messages by session and index there, where `limits.bodies` kept them."""
+    unused_secrets: int = 0
+    """TLS secrets given when there were sessions to open and none of them fitted any."""
 
     @property
     def damaged(self) -> bool:
@@ -79,7 +81,7 @@ class Pipeline:
 
     def __init__(self, limits: Limits | None = None, secrets: tls.Secrets | None = None) -> None:
         self.limits = limits or Limits()
-        self.secrets = secrets or tls.Secrets()
+        self.secrets = secrets if secrets is not None else tls.Secrets()
         self.tables = Tables(self.limits)
         self.story = Story(self.limits)
         self.decoder = Decoder(self.limits)
@@ -253,4 +255,6 @@ def run(
                 pipeline.learn(info)
                 pipeline.feed(frames)
         tables = pipeline.finish(sources)
-    return Result(tables, sources, again, limits, pipeline.bodies)
+    secrets = pipeline.secrets
+    unused = len(secrets) if secrets.asked and not secrets.used else 0
+    return Result(tables, sources, again, limits, pipeline.bodies, unused_secrets=unused)

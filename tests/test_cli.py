@@ -25,7 +25,7 @@ Runner = Callable[..., SimpleNamespace]
 @pytest.fixture
 def analysis(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What the pipeline will have found, whatever it is given; `asked` is what it was given."""
-    made = SimpleNamespace(tables=tables, sources=synthetic.sources(), damaged=False, asked=None, error=None)
+    made = SimpleNamespace(tables=tables, sources=synthetic.sources(), damaged=False, unused_secrets=0, asked=None, error=None)
 
     def run(inputs: list[str], **options: object) -> SimpleNamespace:
         made.asked = (list(inputs), options)

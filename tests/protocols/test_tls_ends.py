@@ -1,8 +1,11 @@
 """TLS between two openssl commands: every suite, every kind of resumption and renewal; equal to tshark, octet for octet."""
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
+import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -18,8 +21,10 @@ from openssl import HELLO, Ends, Turn
 from test_tls import dialogue, pem, tap, whole
 from test_tls_facts import facts
 
+from analyzer.cli import main
 from analyzer.pipeline import run
 from analyzer.protocols.tls.layer import Layer
+from analyzer.tables.export import export
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 BODY = b"".join(b"%06d of the body of a message\r\n" % n for n in range(700))
@@ -273,6 +278,52 @@ def test_every_case_is_as_tshark_reads_it(tmp_path: Path, monkeypatch: pytest.Mo
         assert ours[number] == right, name
         if "refused" not in name:  # tshark shows what the server threw away
             assert theirs[number] == right, name
+
+
+def test_no_secret_comes_out(tmp_path: Path) -> None:
+    said = [spoken(name) for name in ("1.2 AES128-GCM-SHA256", "1.3 resumption", "1.3 key updates")]
+    capture(tmp_path / "all.pcap", [s.turns for s in said])
+    (tmp_path / "keys").write_bytes(b"".join(s.keys for s in said))
+    export(run([tmp_path / "all.pcap"], keylogs=[tmp_path / "keys"]).tables, tmp_path / "tables")
+    told = b"".join(path.read_bytes() for path in sorted((tmp_path / "tables").iterdir())).lower()
+    assert b"decrypted" in told
+    for line in (tmp_path / "keys").read_bytes().lower().splitlines():
+        if not line.startswith(b"#"):
+            assert line.split()[2] not in told
+
+
+def test_a_key_log_of_other_connections_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = spoken("1.2 AES128-GCM-SHA256"), spoken("1.3 resumption")
+    capture(tmp_path / "one.pcap", [one.turns])
+    words = ["analyze", str(tmp_path / "one.pcap"), "--keylog", str(tmp_path / "keys")]
+    (tmp_path / "keys").write_bytes(other.keys)
+    assert main(words) == 0
+    assert "secrets given is of a TLS session in these captures" in capsys.readouterr().err
+    (tmp_path / "keys").write_bytes(other.keys + one.keys)
+    assert main(words) == 0
+    assert "secrets given" not in capsys.readouterr().err
+
+
+def test_a_live_capture_follows_the_key_log(tmp_path: Path) -> None:
+    said = spoken("1.3 AES_128_GCM_SHA256")
+    capture(tmp_path / "one.pcap", [said.turns])
+    octets = (tmp_path / "one.pcap").read_bytes()
+    (tmp_path / "keys").write_bytes(b"")
+    os.mkfifo(tmp_path / "fifo")
+
+    def trickle() -> None:
+        with open(tmp_path / "fifo", "wb", buffering=0) as fifo:
+            fifo.write(octets[: len(octets) // 2])
+            (tmp_path / "keys").write_bytes(said.keys)
+            fifo.write(octets[len(octets) // 2 :])
+
+    writer = threading.Thread(target=trickle)
+    writer.start()
+    words = [sys.executable, "-m", "analyzer", "capture", "-i", "fifo", "--keylog", "keys", "-o", "tables"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    writer.join(30)
+    assert done.returncode == 0, done.stderr
+    assert '"visibility":"decrypted"' in (tmp_path / "tables/sessions.jsonl").read_text()
 
 
 LAB = SHARED / "lab/captures/tls_keys"

@@ -10,12 +10,16 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from cryptography.exceptions import InvalidTag
+
 from analyzer.protocols.tls.hello import TLS12, TLS13, ClientHello, ServerHello
 from analyzer.protocols.tls.secrets import Secrets
 from analyzer.protocols.tls.suites import suite_name
 
 TLS11 = 0x0302
 APPLICATION_DATA = 23
+RECORD = 5
+"""Octets of a record's header."""
 Opened = tuple[int, bytes]
 """Type of the content, and the content."""
 
@@ -36,6 +40,12 @@ class Opener(Protocol):
 
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
         """Open the next record, and count it; None (and nothing counted) when it cannot be opened."""
+
+    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+        """Open whole records of application data from `pos` on, up to the first that is something else or does not open.
+
+        Their contents, and the positions behind them.
+        """
 
     def finished(self) -> None:
         """The side's Finished has passed (TLS 1.3: its traffic secret is in use from here)."""
@@ -125,12 +135,13 @@ def _aead(cipher: str) -> _Aead | None:
     return _Aead(32, 16, ChaCha20Poly1305) if cipher == "CHACHA20_POLY1305" else None
 
 
-def _open(cipher: Any, nonce: bytes, sealed: bytes, header: bytes) -> bytes | None:
-    from cryptography.exceptions import InvalidTag
+_NOT_OPENED = (InvalidTag, ValueError)
 
+
+def _open(cipher: Any, nonce: bytes, sealed: bytes, header: bytes) -> bytes | None:
     try:
         opened: bytes = cipher.decrypt(nonce, sealed, header)
-    except (InvalidTag, ValueError):
+    except _NOT_OPENED:
         return None
     return opened
 
@@ -185,6 +196,32 @@ class _Opener13:
         self.sequence += 1
         return inner[-1], inner[:-1]
 
+    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+        """The same for many records at once."""
+        contents: list[bytes] = []
+        ends: list[int] = []
+        if self._key is None:
+            return contents, ends
+        decrypt, iv, sequence, size = self._key.decrypt, self._iv, self.sequence, len(buf)
+        try:
+            while pos + RECORD < size and buf[pos] == APPLICATION_DATA:
+                end = pos + RECORD + (buf[pos + 3] << 8 | buf[pos + 4])
+                if end > size:
+                    break
+                inner = decrypt((iv ^ sequence).to_bytes(12, "big"), buf[pos + RECORD : end], buf[pos : pos + RECORD])
+                if inner[-1] == 0:
+                    inner = inner.rstrip(b"\0")
+                if len(inner) < 2 or inner[-1] != APPLICATION_DATA:
+                    break
+                contents.append(inner[:-1])
+                ends.append(end)
+                pos = end
+                sequence += 1
+        except (*_NOT_OPENED, IndexError):  # nothing but padding, or not even that
+            pass
+        self.sequence = sequence
+        return contents, ends
+
     def finished(self) -> None:
         """From one secret to the next."""
         if self._stage < len(self._labels) - 1:
@@ -213,6 +250,10 @@ class _Opener12:
             return None
         self.sequence += 1
         return kind, content
+
+    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+        """None here: record by record."""
+        return [], []
 
     def content(self, kind: int, version: int, fragment: bytes) -> bytes | None:
         """The same without counting."""
@@ -245,6 +286,31 @@ class _Aead12(_Opener12):
             return None
         nonce = self._iv + fragment[: self._explicit] if self._explicit else _nonce(self._iv, self.sequence)
         return _open(self._key, nonce, fragment[self._explicit :], self.header(kind, version, size))
+
+    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+        """The same for many records at once."""
+        contents: list[bytes] = []
+        ends: list[int] = []
+        decrypt, iv, sequence, size = self._key.decrypt, self._iv, self.sequence, len(buf)
+        explicit, whole = self._explicit, int.from_bytes(self._iv, "big")
+        overhead = explicit + self._tag
+        try:
+            while pos + RECORD < size and buf[pos] == APPLICATION_DATA:
+                begin = pos + RECORD
+                end = begin + (buf[pos + 3] << 8 | buf[pos + 4])
+                length = end - begin - overhead
+                if end > size or length <= 0:
+                    break
+                nonce = iv + buf[begin : begin + explicit] if explicit else (whole ^ sequence).to_bytes(12, "big")
+                header = sequence.to_bytes(8, "big") + buf[pos : pos + 3] + length.to_bytes(2, "big")
+                contents.append(decrypt(nonce, buf[begin + explicit : end], header))
+                ends.append(end)
+                pos = end
+                sequence += 1
+        except _NOT_OPENED:
+            pass
+        self.sequence = sequence
+        return contents, ends
 
 
 class _Macked(_Opener12):

@@ -1,12 +1,19 @@
 """What is known of a session's TLS without opening it, and how much was opened: columns of `sessions`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
 from analyzer.protocols.base import text
 from analyzer.protocols.tls.fingerprints import ja3, ja3s, ja4
 from analyzer.protocols.tls.hello import ClientHello, ServerHello, certificate, host_name
+
+
+@lru_cache(maxsize=1024)
+def _fingerprints(hello: ClientHello) -> tuple[str, str]:
+    """JA3 and JA4; clients of one kind say the same but for what is random."""
+    return ja3(hello), ja4(hello)
 
 
 @dataclass(slots=True)
@@ -36,11 +43,11 @@ class Facts:
 
     def columns(self) -> dict[str, Any]:
         """The fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.__slots__}
 
     def offered(self, hello: ClientHello) -> None:
         """What the first ClientHello tells."""
-        self.ja3, self.ja4 = ja3(hello), ja4(hello)
+        self.ja3, self.ja4 = _fingerprints(hello._replace(random=b"", session_id=b""))
         self.alpn_offered = [text(name) for name in hello.alpn] or None
 
     def answered(self, hello: ServerHello, asked: ClientHello | None) -> None:

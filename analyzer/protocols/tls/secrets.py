@@ -29,6 +29,8 @@ class Secrets:
         self._secrets: dict[tuple[str, bytes], bytes] = {}
         self.growing = False
         """More may come while traffic is read: a key log that is being followed."""
+        self.asked = self.used = False
+        """A secret was looked for; one was found."""
 
     def __len__(self) -> int:
         return len(self._secrets)
@@ -38,7 +40,10 @@ class Secrets:
 
     def get(self, label: str, client_random: bytes) -> bytes | None:
         """The secret of a connection, by its client's random."""
-        return self._secrets.get((label, client_random))
+        secret = self._secrets.get((label, client_random))
+        self.asked = True
+        self.used = self.used or secret is not None
+        return secret
 
     def add(self, log: bytes) -> int:
         """Take the lines of a key log; how many of them were secrets.  Lines of other kinds are read over."""
