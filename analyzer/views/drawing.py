@@ -41,10 +41,11 @@ FILL = {
     "envelope": "#d4722a",
     "transfer": "#3c9a4b",
     "accept": "#c7508c",
+    "tried": "#c9403a",
     "event": "#4a8fe0",
 }
 """Phase -> colour that stands out on white and on black; the phase's name stands in or beside the bar, too."""
-LEGEND = {"dns": "DNS", "tls": "TLS", "auth": "login", "accept": "last reply", "event": "mailbox event"}
+LEGEND = {"dns": "DNS", "tls": "TLS", "auth": "login", "accept": "last reply", "tried": "tried in vain", "event": "mailbox event"}
 """Phase -> its word in the legend, when it is another."""
 MARKS = {"accepted": "✓", "deferred": "!", "partial": "!", "rejected": "✗", "aborted": "✗", "unknown": "?"}
 """Outcome of a hop -> its sign."""
@@ -72,7 +73,7 @@ class Lane(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A stretch of time.  `phase`: `whole` (MAIL to the last reply), `queue`, `event`, or a phase of a hop."""
+    """A stretch of time.  `phase`: `whole` (MAIL to the last reply), `queue`, `tried`, `event`, or a phase of a hop."""
 
     phase: str
     start: int
@@ -276,7 +277,7 @@ def _tried(steps: Sequence[Step], hop: int | None, origin: int, lanes: _Lanes) -
             label = f"tried {lanes.name(lanes.lane(step.peer_ip, None, step.peer_role))}"
             who = f"by {lanes.name(lanes.lane(step.actor_ip, None, step.actor_role))}"
             said = _short(step.detail, NAME)
-            yield Row("tried", hop, label, who, "observed", "aborted", said, [Bar("connect", step.ts - origin, 0, said)])
+            yield Row("tried", hop, label, who, "observed", "aborted", said, [Bar("tried", step.ts - origin, 0, said)])
 
 
 def _hop(trace: Trace, hop: Hop, moments: dict[str, int], origin: int, lanes: _Lanes) -> Row:

@@ -29,6 +29,8 @@ PHASES = {
     "accept_s": "waiting for {server} to answer for the message",
 }
 """Phases of a hop, in order, and what the time went into."""
+_BEFORE = ("dns_s", "connect_s", "greeting_s", "tls_s", "auth_s")
+"""Phases of the first hop that are over when the message begins: its time counts from MAIL."""
 
 _METHODS = ("spf", "dkim", "dmarc", "arc")
 
@@ -81,7 +83,8 @@ def time_went(trace: Trace, costs: list[_Cost] | None = None) -> str:
     costs = _costs(trace) if costs is None else costs
     if not costs:
         return "Nothing here tells: no phase of a hop was seen whole."
-    most = max(costs, key=lambda cost: cost.seconds)
+    within = [cost for cost in costs if cost.hop.parent_hop is not None or cost.phase not in _BEFORE]
+    most = max(within or costs, key=lambda cost: cost.seconds)
     client, server = names(trace, Look())[most.hop.hop]
     total = trace.message.elapsed_s
     share = f" of {duration(total)} ({most.seconds / total:.0%})" if total and total >= most.seconds else ""

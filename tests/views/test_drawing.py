@@ -245,4 +245,4 @@ def test_a_server_that_was_tried_in_vain_has_a_line_under_its_hop():
     drawing = draw(Trace(synthetic.message(), hops=[timed(1, 0), timed(2, 5)], timeline=[step]))
     row = next(row for row in drawing.rows if row.kind == "tried")
     assert (row.hop, row.label, row.result) == (2, "tried 10.0.0.9", "to port 25: refused")
-    assert [(bar.phase, bar.start) for bar in row.bars] == [("connect", step.ts - drawing.origin)]
+    assert [(bar.phase, bar.start) for bar in row.bars] == [("tried", step.ts - drawing.origin)]

@@ -301,9 +301,9 @@ def test_a_reader_searches_opens_and_finds_the_bars_where_the_tables_say(browser
 
 def _bars_match(reader: Reader, tables: Tables, message: Any) -> None:
     """Start and length of each hop's bars are the tables', and in true scale so are their pixels."""
-    bars = reader.bars()
+    bars, trace = reader.bars(), gather(tables, message)
     hops = [hop for hop in tables.rows("hops") if hop.trace_id == message.trace_id]
-    of = {(bar["hop"], bar["phase"]): bar for bar in bars if bar["phase"] not in ("dns", "event")}
+    of = {(bar["hop"], bar["phase"]): bar for bar in bars if bar["phase"] not in ("dns", "event", "tried")}
     for hop in hops:
         starts = {"whole": hop.ts_start, "envelope": hop.ts_start, "transfer": hop.ts_data, "accept": hop.ts_eom}
         for phase, start in starts.items():
@@ -312,6 +312,8 @@ def _bars_match(reader: Reader, tables: Tables, message: Any) -> None:
         assert of[hop.hop, "whole"]["length"] == hop.ts_end - hop.ts_start
         for name in PHASES:
             value, bar = getattr(hop, name), of.get((hop.hop, name[:-2]))
+            if name == "queue_s" and trace.tries(hop):
+                value = (trace.waited(hop) or (0, 0.0))[1]
             if name != "dns_s" and value is not None and value >= 0.001:
                 assert bar is not None, (hop.hop, name)
                 assert bar["length"] == pytest.approx(value * 1e9, abs=2)
@@ -328,6 +330,38 @@ def _bars_match(reader: Reader, tables: Tables, message: Any) -> None:
     for bar in drawn:
         assert bar["x"] == pytest.approx(low["x"] + (bar["start"] - low["start"]) * pace, abs=0.5)
         assert bar["width"] == pytest.approx(max(bar["length"] * pace, 2), abs=0.5)
+
+
+def test_a_late_message_shows_its_tries_its_waits_and_where_the_time_went(browser, tmp_path):
+    result = run([str(STORY.with_name("delay.pcapng"))])
+    path = tmp_path / "late.html"
+    report.write(path, result.tables, result.sources)
+    reader = Reader(browser, path)
+    page = reader.page
+    for message in result.tables.rows("messages"):
+        page.click(f'tr[data-trace="{message.trace_id}"] td:nth-child(4)')
+        page.locator("#subject", has_text=message.subject).wait_for()
+        _bars_match(reader, result.tables, message)
+        trace = gather(result.tables, message)
+        assert page.inner_text(".spent") == "Where the time went: " + trace.time_went
+        tried = [f"tried {step.peer_ip}" for step in trace.failed() if step.peer_ip == "10.2.0.99"]
+        assert [text for text in page.locator("#waterfall text").all_text_contents() if text.startswith("tried 10.")] == tried
+        waits = [bar for bar in reader.bars() if bar["phase"] == "queue"]
+        assert sorted(bar["length"] for bar in waits) == sorted(
+            round(found[1] * 1e9) for hop in trace.hops if (found := trace.waited(hop)) is not None
+        )
+    reader.close()
+
+
+def test_what_was_not_seen_is_said_with_the_message(browser, tmp_path):
+    tables = Tables()
+    tables.add("messages", synthetic.message())
+    tables.add("hops", synthetic.hop(1, basis="claimed", ts_end=synthetic.at(1)))
+    path = tmp_path / "unseen.html"
+    report.write(path, tables, synthetic.sources())
+    reader = Reader(browser, path)
+    reader.page.locator("#message", has_text="trace fields of the message claim it").wait_for()
+    reader.close()
 
 
 def test_a_permalink_opens_its_message(browser, story):

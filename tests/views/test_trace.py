@@ -238,3 +238,31 @@ def test_nothing_in_a_trace_acts():
     for text in (str(trace), trace.mermaid(), trace.json(), trace._repr_html_()):
         assert not set(text) & set("\x1b\x07\u202e\r")
     assert "<b>" not in trace._repr_html_()
+
+
+def test_the_author_s_login_is_no_part_of_the_message_s_time():
+    first = synthetic.hop(1, parent_hop=None, greeting_s=5.0, tls_s=2.0, accept_s=0.2, queue_s=None)
+    made = Trace(synthetic.message(elapsed_s=0.4), hops=[first])
+    assert made.time_went.startswith("200 ms of 400 ms (50%) waiting for ")
+
+
+def test_a_hop_alone_shows_its_own_dialogue_and_lanes(tables):
+    trace = find(tables, "<1@example.org>")
+    assert "C:" in str(trace.dialogue(1))
+    alone, whole = trace.ladder(1).svg, trace.ladder().svg
+    assert len(alone) < len(whole)
+    assert "<svg" in trace.waterfall()._repr_html_()
+    with pytest.raises(KeyError):
+        trace.dialogue(99)
+
+
+def test_pictures_can_be_saved(tables, tmp_path):
+    shown = find(tables, "<1@example.org>").waterfall()
+    shown.save(tmp_path / "one.svg")
+    assert (tmp_path / "one.svg").read_text(encoding="utf-8").strip() == shown.svg
+
+
+def test_only_public_names_are_completed(tables):
+    names = dir(find(tables, "<1@example.org>"))
+    assert {"hops", "waterfall", "ladder", "dialogue", "mermaid", "time_went"} <= set(names)
+    assert not [name for name in names if name.startswith("_")]

@@ -2,7 +2,7 @@
 /* The report's reader: list, search, one message's drawing.  Text from traffic only ever becomes text nodes. */
 (() => {
   const HTML = "http://www.w3.org/1999/xhtml", SVG = "http://www.w3.org/2000/svg";
-  const ROW = 34, SPARE = 12, PRINTED = 1000, MEASURE = 6.4;
+  const ROW = 34, SPARE = 12, PRINTED = 1000, MEASURE = 6.4, LADDER = 20;
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
   const entry = (shape, row) => Object.fromEntries(data.shapes[shape].map((name, i) => [name, row[i]]));
@@ -319,20 +319,25 @@
       lines.push(arrow);
     }
     const height = top + line * lines.length + 10;
-    const svg = s("svg", { class: "mh ladder", width: whole, height, viewBox: `0 0 ${whole} ${height}`, role: "img", "aria-label": "Ladder: the steps say the same as a table" });
+    const parts = []; // several pictures, one below the other: a printer breaks pages between them
+    for (let at = 0; at < height; at += line * LADDER) {
+      const tall = Math.min(line * LADDER, height - at);
+      parts.push(s("svg", { class: "mh ladder", width: whole, height: tall, viewBox: `0 ${at} ${whole} ${tall}`, role: "img", "aria-label": "Ladder: the steps say the same as a table" }));
+    }
+    const part = (y) => parts[Math.min(Math.floor(y / (line * LADDER)), parts.length - 1)];
     const lanes = s("svg", { class: "mh lanes", width: whole, height: head, viewBox: `0 0 ${whole} ${head}`, "aria-hidden": "true" });
     const lane = (number) => left + 66 + gap * Math.max(number, 0);
-    const text = (x, y, words, kind, anchor, full, into = svg) =>
+    const text = (x, y, words, kind, anchor, full, into = part(y)) =>
       into.append(s("text", { x, y, class: kind, "text-anchor": anchor }, full && full !== words ? s("title", {}, full) : null, words));
     lines.forEach((it, i) => {
-      if (it.heading !== undefined) svg.append(s("rect", { class: "band", x: 0, y: top + line * i + 2, width: whole, height: 19 }));
+      if (it.heading !== undefined) part(top + line * i + 2).append(s("rect", { class: "band", x: 0, y: top + line * i + 2, width: whole, height: 19 }));
     });
     drawing.lanes.forEach((it, i) => {
       const name = cut(it.name, gap - 6), address = cut(it.address, gap - 6);
       text(lane(i), 14, cut(it.roles, gap - 6), "bold", "middle", it.roles, lanes);
       text(lane(i), 30, name, "", "middle", it.name, lanes);
       text(lane(i), 45, address, "soft small", "middle", it.address, lanes);
-      svg.append(s("line", { class: "rule", x1: lane(i), x2: lane(i), y1: 0, y2: height }));
+      for (const each of parts) each.append(s("line", { class: "rule", x1: lane(i), x2: lane(i), y1: 0, y2: height }));
     });
     lines.forEach((it, i) => {
       const y = top + line * i + 16;
@@ -349,12 +354,12 @@
         mark.append(s("line", { class: "stem" + (it.basis === "observed" ? "" : " dashed"), x1: a, x2: b - 6 * way, y1: y + 4, y2: y + 4 }));
         mark.append(s("path", { class: "tip", d: `M${b} ${y + 4}l${-8 * way} -4v8z` }));
       }
-      svg.append(mark);
+      part(y).append(mark);
       const words = cut(it.text, Math.max(Math.abs(a - b) - 14, 240));
       const at = Math.min(Math.min(a, b) + 9, whole - 6 - words.length * MEASURE);
       text(at, y, words, "small halo", null, it.text);
     });
-    return [lanes, svg];
+    return [lanes, ...parts];
   }
 
   // steps and evidence
@@ -488,9 +493,9 @@
   const omitted = (found) => (found.drawing.omitted ? h("p", { class: "help" }, `${found.drawing.omitted.toLocaleString("en")} more steps are not in this report; mailhop trace --json has them all.`) : null);
   function legend(drawing) {
     const used = new Set(drawing.rows.flatMap((it) => it.bars.map((bar) => bar.phase)));
-    const names = ["queue", "dns", "connect", "greeting", "tls", "auth", "envelope", "transfer", "accept", "event", "whole"].filter((name) => used.has(name));
+    const names = ["queue", "dns", "connect", "greeting", "tls", "auth", "envelope", "transfer", "accept", "tried", "event", "whole"].filter((name) => used.has(name));
     const sample = (name) => (name === "queue" ? s("line", { class: "queue", x1: 1, x2: 21, y1: 6, y2: 6 }) : s("rect", { class: name === "whole" ? "whole" : "p-" + name, x: 1, y: 1, width: 20, height: 10, rx: 2 }));
-    const words = { whole: "MAIL (RETR, FETCH) to the last reply; dashed: unreadable session, or claimed only", queue: "waiting in a queue or mailbox", dns: "DNS lookups", event: "mailbox event", envelope: "envelope: MAIL, RCPT, DATA", transfer: "transfer of the message", accept: "accept: until the last reply" };
+    const words = { whole: "MAIL (RETR, FETCH) to the last reply; dashed: unreadable session, or claimed only", queue: "waiting in a queue or mailbox", dns: "DNS lookups", event: "mailbox event", tried: "tried in vain", envelope: "envelope: MAIL, RCPT, DATA", transfer: "transfer of the message", accept: "accept: until the last reply" };
     return h("ul", { class: "legend" }, ...names.map((name) => h("li", {}, s("svg", { class: "mh", width: 22, height: 12, "aria-hidden": "true" }, sample(name)), words[name] || name)));
   }
 
