@@ -298,8 +298,9 @@ def gather_all(tables: Tables, messages: Iterable[Message]) -> Iterator[Trace]:
 def narrow(tables: Tables, traces: Collection[str], limits: Limits | None = None) -> Tables:
     """The rows of these messages alone, out of every table: as `gather` has them for one."""
     made = Tables(limits)
-    for name in ("messages", "hops", "recipients", "deliveries", "timeline", "dns", "links"):
-        made.extend(name, (row for row in tables.rows(name) if row.trace_id in traces))
+    for name, table in TABLES.items():
+        if name != "anomalies" and any(column.name == "trace_id" for column in table.columns):
+            made.extend(name, (row for row in tables.rows(name) if row.trace_id in traces))
     crossed = {row.session_id for name in ("hops", "timeline") for row in made.rows(name)} - {None}
     made.extend("sessions", (row for row in tables.rows("sessions") if row.session_id in crossed))
     made.extend("commands", _commands(tables.rows("commands"), made.rows("hops")))

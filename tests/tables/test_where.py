@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from analyzer.errors import ExpressionError
 from analyzer.mail.records import Hop, Message, RecipientRow
-from analyzer.tables import Tables
+from analyzer.tables import TABLES, Tables
 from analyzer.tables.where import EXAMPLES, FIELDS, OPERATORS, Where
 from analyzer.wire.anomalies import Anomaly
 
@@ -212,3 +212,13 @@ def test_a_narrowed_analysis_has_the_rows_of_its_messages_alone(mail):
     assert [row.session_id for row in left.rows("sessions")] == ["s1"]
     assert list(left.anomaly_counts()) == ["bare_lf"]
     assert left.count("recipients") == 0
+
+
+def test_no_table_with_messages_is_left_out_of_what_is_narrowed(tables):
+    from analyzer.views.trace import narrow
+
+    left = narrow(tables, {row.trace_id for row in tables.rows("messages")})
+    for name, table in TABLES.items():
+        if name != "anomalies" and any(column.name == "trace_id" for column in table.columns):
+            assert list(left.rows(name)) == [row for row in tables.rows(name) if row.trace_id is not None]
+    assert narrow(tables, ()).count("messages") == 0
