@@ -159,10 +159,12 @@ def analyze(
     *,
     keylog: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     limits: Limits | None = None,
+    align: bool = False,
 ) -> Analysis:
     """Analyze a capture: a path, a list of paths (one analysis), or an open binary file.
 
-    `keylog`: TLS key log file or files.  Raises CaptureError when an input cannot be read at all, KeyLogError
+    `keylog`: TLS key log file or files.  `align`: of several taps, take the offsets of their clocks off; else they are only
+    told (anomaly `clock_offset`).  Raises CaptureError when an input cannot be read at all, KeyLogError
     for a bad key log; damage within a capture is in `analysis.anomalies`.
     """
-    return Analysis(run(several(path), limits=limits, keylogs=several(keylog)))
+    return Analysis(run(several(path), limits=limits, keylogs=several(keylog), align=align))

@@ -213,6 +213,9 @@ def _bar() -> Any:
     return bar
 
 
+_ALIGN = "analyzer.align"
+
+
 def _run(
     captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str], quiet: bool, limits: "Limits | None" = None
 ) -> "Result":
@@ -225,8 +228,10 @@ def _run(
         raise MailhopError("standard input is a terminal", "pipe a capture into it: tcpdump -w - | mailhop analyze -")
     from analyzer.pipeline import run
 
+    context = click.get_current_context(silent=True)
+    align = context is not None and bool(context.meta.get(_ALIGN))
     with _progress(quiet) as report:
-        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report)
+        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report, align=align)
 
 
 def _key_log_at_hand(empty: bool = False) -> tuple[str, ...]:
@@ -263,6 +268,13 @@ def _captures(command: Any) -> Any:
             default=1,
             metavar="N",
             help="Accepted; so far one process does the work.",
+        ),
+        click.option(
+            "--align",
+            is_flag=True,
+            expose_value=False,
+            callback=lambda ctx, _, value: ctx.meta.update({_ALIGN: value}),
+            help="Of several taps: take the offsets of their clocks off. Else they are only told.",
         ),
         click.option("--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log; repeatable. Else: $SSLKEYLOGFILE."),
         click.option(

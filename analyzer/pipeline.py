@@ -24,6 +24,7 @@ from analyzer.wire import files
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.packets import Decoder
 from analyzer.wire.streams import Streams
+from analyzer.wire.taps import Taps
 from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
@@ -66,6 +67,8 @@ class Result:
     """Octets of messages by session and index there, where `limits.bodies` kept them."""
     unused_secrets: int = 0
     """TLS secrets given when there were sessions to open and none of them fitted any."""
+    clocks: list[str] = field(default_factory=list)
+    """Clocks of taps that are off, in words."""
 
     @property
     def damaged(self) -> bool:
@@ -79,14 +82,18 @@ class Pipeline:
     File and live capture take this same way.
     """
 
-    def __init__(self, limits: Limits | None = None, secrets: tls.Secrets | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, secrets: tls.Secrets | None = None, taps: Taps | None = None) -> None:
         self.limits = limits or Limits()
         self.secrets = secrets if secrets is not None else tls.Secrets()
         self.tables = Tables(self.limits)
         self.story = Story(self.limits)
-        self.decoder = Decoder(self.limits)
-        self.streams = Streams(self.limits, self._recognise, MAIL_PORTS)
         self.datagrams = dns.Datagrams(self.limits)
+        self.taps = taps
+        """Given when there are several captures: tells what more than one of them shows."""
+        self._decoders: list[Decoder] = []
+        self._streams: list[Streams] = []
+        self._attempts: dict[tuple[str, int, str, int], int] = {}
+        self._add_tap()
         self.offers = Offers(self.limits)
         self.messages = 0
         self.bodies: dict[tuple[str, int], Body] = {}
@@ -99,19 +106,40 @@ class Pipeline:
 
     def feed(self, frames: Frames) -> None:
         """Take the next batch of frames of a source."""
-        packets = self.decoder.decode(frames)
+        tap = self._tap(frames)
+        packets = self._decoders[tap].decode(frames)
+        if self.taps is not None and len(frames):
+            self.taps.saw(frames.source, packets)
         if len(packets):
             rows = dns.candidate_rows(packets)
             if len(rows):
                 self._take(self.datagrams.feed(packets, rows))
-            self._deliver(self.streams.feed(packets))
+            self._deliver(self._streams[tap].feed(packets))
         self._drain()
+
+    def _add_tap(self) -> None:
+        self._decoders.append(Decoder(self.limits))
+        self._streams.append(Streams(self.limits, self._recognise, MAIL_PORTS))
+
+    def _tap(self, frames: Frames) -> int:
+        """The tap that frames are of: each has its own connections and fragments."""
+        if self.taps is None or not len(frames):
+            return 0
+        clock = self.taps.clocks.get(frames.source)
+        if clock is not None:
+            clock.shift(frames)
+        tap = self.taps.tap(frames.source, int(frames.ts[0]), lambda: Decoder(self.limits).decode(frames))
+        if tap == len(self._streams):
+            self._add_tap()
+        return tap
 
     def finish(self, sources: Iterable[SourceInfo] = ()) -> Tables:
         """Nothing more will come: end what is open, tell the story, fill the tables."""
-        self._deliver(self.streams.finish())
+        for streams in self._streams:
+            self._deliver(streams.finish())
         self._take(self.datagrams.finish())
-        self._take(self.decoder.finish())
+        for decoder in self._decoders:
+            self._take(decoder.finish())
         self._drain()
         for source in sources:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
@@ -137,6 +165,8 @@ class Pipeline:
         protocol, client_is_orig, sure = recognise(conn, orig, resp, closing)
         if protocol is None:
             return False if sure else None
+        if self.taps is not None and not self.taps.is_new(conn):
+            return False
         session = protocol.session(conn, client_is_orig, self.limits)
         session.secrets = self.secrets
         conn.session = session
@@ -154,13 +184,16 @@ class Pipeline:
                 connection.session = None  # the session holds the connection: leave no cycle behind
 
     def _drain(self) -> None:
-        for holder in (self.decoder, self.streams):
-            if holder.anomalies:
-                self._take(holder.anomalies)
-                holder.anomalies = []
-        for attempt in self.streams.attempts:
-            self.story.feed(attempt)
-        self.streams.attempts = []
+        for tap, streams in enumerate(self._streams):
+            for holder in (self._decoders[tap], streams):
+                if holder.anomalies:
+                    self._take(holder.anomalies)
+                    holder.anomalies = []
+            for attempt in streams.attempts:
+                ends = (attempt.orig_ip, attempt.orig_port, attempt.resp_ip, attempt.resp_port)
+                if self.taps is None or self._attempts.setdefault(ends, tap) == tap:
+                    self.story.feed(attempt)
+            streams.attempts = []
 
     def _take(self, events: Iterable[Event]) -> None:
         tables, story = self.tables, self.story
@@ -171,8 +204,10 @@ class Pipeline:
             elif kind is Anomaly:
                 tables.add("anomalies", event)
             elif kind is dns.Transaction:
-                tables.add("dns", event)
-                story.feed(event)
+                t: Any = event
+                if self.taps is None or self._is_first(t):
+                    tables.add("dns", event)
+                    story.feed(event)
             else:
                 if isinstance(event, SessionEnded):
                     tables.add("sessions", event.row)
@@ -181,6 +216,12 @@ class Pipeline:
                 elif isinstance(event, MessageCarried) and event.content is not None and event.content.body is not None:
                     self.bodies[event.session.session_id, event.index] = event.content.body
                 story.feed(event)
+
+    def _is_first(self, t: dns.Transaction) -> bool:
+        """No other tap has shown this lookup."""
+        assert self.taps is not None
+        ends = (t.client_ip, t.client_port, t.server_ip, t.server_port, t.transport)
+        return self.taps.is_first(t.source, (*ends, t.dns_id, t.qname, t.qtype), t.ts, t.ts_reply)
 
 
 @contextmanager
@@ -232,20 +273,52 @@ def run(
     limits: Limits | None = None,
     keylogs: Sequence[str | PathLike[str]] = (),
     progress: Progress | None = None,
+    align: bool = False,
 ) -> Result:
     """Analyze captures, several files being one analysis.
+
+    What several taps show is told once.  `align`: take the offset of each tap's clock to the first one's off its times; else
+    it is only told.  The captures are then read twice, as they are when the better copy of a connection comes later.
 
     Raises CaptureError when an input cannot be read at all, KeyLogError for a bad key log.
     """
     limits = limits or Limits()
-    pipeline = Pipeline(limits, tls.read_key_logs(keylogs))
+    ordered = in_time_order(inputs)
+    again = [Again(item, _place(item)) for item in ordered]
+    taps = Taps(limits) if len(ordered) > 1 else None
+    result = _read(again, limits, keylogs, progress, taps)
+    if taps is None:
+        return result
+    clocks = {source: clock for source, clock in taps.measured().items() if clock.odd}
+    worse = taps.worse()
+    if (worse or (align and clocks)) and all(one.readable for one in again):
+        result.tables.close()
+        taps = Taps(limits, worse, clocks if align else None)
+        result = _read(again, limits, keylogs, progress, taps)
+        aligned = align
+    else:
+        aligned = False
+    for clock in {clock.source: clock for clock in clocks.values()}.values():
+        result.tables.add("anomalies", Anomaly(None, clock.source, None, None, "clock_offset", clock.words(aligned), None))
+        result.clocks.append(f"{clock.source}: {clock.words(aligned)}")
+    for source, (connections, lookups) in sorted(taps.twice.items()):
+        detail = f"{connections} connections and {lookups} lookups are in another capture too"
+        result.tables.add("anomalies", Anomaly(None, source, None, None, "seen_twice", detail, None))
+    return result
+
+
+def _read(
+    again: list[Again], limits: Limits, keylogs: Sequence[str | PathLike[str]], progress: Progress | None, taps: Taps | None
+) -> Result:
+    pipeline = Pipeline(limits, tls.read_key_logs(keylogs), taps)
     sources: list[SourceInfo] = []
-    again: list[Again] = []
     with _collector_off():
-        for item in in_time_order(inputs):
+        for one in again:
+            item = one.item
+            if taps is not None and one.place is not None and not isinstance(item, str | PathLike):
+                item.seek(one.place)
             info = SourceInfo(name_of(item))
             sources.append(info)
-            again.append(Again(item, _place(item)))
 
             def report(done: int, total: int | None, name: str = info.name) -> None:
                 if progress is not None:

@@ -7,7 +7,7 @@ NAMES: dict[str, str] = {
     "attempts_dropped": "There are more connections without a transaction than the limit; the later ones are in no timeline.",
     "mailbox_events_dropped": "There are more mailbox events than the limit; the later ones are in no timeline.",
     "hop_seen_twice": "Two captures show the same crossing; it is one hop, told from the one that shows more.",
-    "clock_offset": "Two captures that show the same crossings disagree about the time; their times were left as they are.",
+    "clock_offset": "Two captures that show the same crossings disagree about the time; it is taken off only by --align.",
     "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",
     "authentication_differs": "A server wrote another SPF, DKIM, DMARC or ARC result than the captured message and answers give.",
     "authentication_results_forged": "A message came to a server with results under the server's own name: not believed.",

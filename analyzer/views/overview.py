@@ -84,6 +84,7 @@ def compose(
     if len(sources) > SOURCES:
         rest = sources[SOURCES:]
         page.line(f"and {counted(len(rest), 'file')} more with {counted(sum(source.frames for source in rest), 'frame')}")
+    _clocks(page, tables)
     _sessions(page, tables)
     _hosts(page, tables)
     _messages(page, tables, everything)
@@ -130,6 +131,14 @@ def _source(page: Page, source: SourceInfo) -> None:
         page.wrapped("          ", filter(None, parts), dot)
     if source.frames and source.cut_frames * 2 > source.frames:
         page.line("          ", Span("most frames are cut: message text is missing; capture again with -s 0", "warn"))
+
+
+def _clocks(page: Page, tables: Tables) -> None:
+    """Taps whose clocks are off."""
+    if not tables.anomaly_counts().get("clock_offset"):
+        return
+    for row in islice((row for row in tables.rows("anomalies") if row.name == "clock_offset"), SOURCES):
+        page.line("  clock     ", Span(f"{page.look.safe(row.source)}: {page.look.safe(row.detail)}", "warn"))
 
 
 def _sessions(page: Page, tables: Tables) -> None:

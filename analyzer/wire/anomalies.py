@@ -48,6 +48,7 @@ NAMES: dict[str, str] = {
     "connect_unanswered": "Connection attempts to mail ports that nothing answered, counted.",
     "connect_refused": "Connection attempts to mail ports that were answered with RST, counted.",
     "connect_silent": "Connections to mail ports that were opened and closed without a word, counted.",
+    "seen_twice": "Connections and lookups that another capture of the analysis shows too, counted; they are told once.",
     "connections_dropped": "Connections closed early because more were open than the stated limit, counted.",
     "capture_drops": "Packets that the kernel or the capturing program had no room for; they were never seen.",
     "analysis_shed": "Packets came faster than live analysis could take: they are in the capture file (-w), not in the tables.",

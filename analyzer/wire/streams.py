@@ -704,6 +704,7 @@ class Streams:
         if flow.handshake:
             conn.start = "handshake"
             conn.ts_syn, conn.ts_synack, conn.ts_open = flow.ts_syn, flow.ts_synack, flow.ts_open
+        conn.orig_seq, conn.resp_seq = flow.half[flow.orig].base, flow.half[1 - flow.orig].base
         flow.conn = conn
         return conn
 

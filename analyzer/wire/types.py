@@ -120,6 +120,9 @@ class Connection:
     """Octets lost, both directions (only where their number is known)."""
     session: Any = None
     """The protocol session, kept here by the pipeline."""
+    orig_seq: int = -1
+    """Sequence number of the first octet (with `start` `mid`: of the first seen), -1 unknown; the same in every tap."""
+    resp_seq: int = -1
 
 
 class Chunk(NamedTuple):

@@ -1,0 +1,104 @@
+"""Captures of several points of one network, analyzed together."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analyzer.limits import Limits
+from analyzer.pipeline import Result, run
+from analyzer.wire import files
+from analyzer.wire.types import SourceInfo
+
+STORY = Path(__file__).parent.parent / "captures" / "story.pcapng"
+SECOND = 1_000_000_000
+TIMES = ("sessions", "commands", "hops", "dns", "timeline")
+
+
+def tap(path: Path, *hosts: str, clock: Callable[[int], int] = int, drop: Callable[[int], bool] = lambda n: False) -> Path:
+    """A capture of what these hosts of the story saw, by a clock of its own; `drop` frames that it lost."""
+    wanted = [bytes(map(int, host.split("."))) for host in hosts]
+    out = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262_144, 1)]
+    for frames in files.read(str(STORY), Limits(), SourceInfo(str(STORY))):
+        for n in range(len(frames)):
+            at, size = int(frames.offset[n]), int(frames.length[n])
+            octets = bytes(frames.data[at : at + size])
+            if not wanted or (any(ip in octets[26:34] for ip in wanted) and not drop(n)):
+                ts = clock(int(frames.ts[n]))
+                out.append(struct.pack("<IIII", ts // SECOND, ts % SECOND, size, size) + octets)
+    path.write_bytes(b"".join(out))
+    return path
+
+
+def counts(result: Result) -> dict[str, int]:
+    return {name: result.tables.count(name) for name in (*TIMES, "messages", "deliveries")}
+
+
+def named(result: Result, name: str) -> list[str]:
+    return [row.detail for row in result.tables.rows("anomalies") if row.name == name]
+
+
+def starts(result: Result) -> list[int]:
+    return [row.ts_start for row in result.tables.rows("hops") if row.basis == "observed"]
+
+
+MSA, MX, STORE = "10.1.0.25", "10.2.0.25", "10.2.0.110"
+
+
+def test_what_two_taps_show_is_told_once(tmp_path: Path) -> None:
+    alone = run([tap(tmp_path / "lab.pcap")])
+    both = run([tap(tmp_path / "lab.pcap"), tap(tmp_path / "msa.pcap", MSA), tap(tmp_path / "mx.pcap", MX)])
+    assert counts(both) == counts(alone)
+    assert sum(host.sessions for host in both.tables.rows("hosts")) == sum(host.sessions for host in alone.tables.rows("hosts"))
+    assert named(both, "seen_twice") and not named(both, "clock_offset")
+
+
+def test_single_hosts_together_are_the_whole(tmp_path: Path) -> None:
+    alone = run([tap(tmp_path / "three.pcap", MSA, MX, STORE)])
+    together = run([tap(tmp_path / "msa.pcap", MSA), tap(tmp_path / "mx.pcap", MX), tap(tmp_path / "store.pcap", STORE)])
+    assert counts(together) == counts(alone)
+    assert starts(together) == starts(alone)
+
+
+@pytest.mark.parametrize("ahead", [3 * SECOND + SECOND // 4, -7200 * SECOND, 40_000_000])
+def test_a_clock_that_is_off_is_told_and_taken_off_only_when_asked(tmp_path: Path, ahead: int) -> None:
+    true = run([tap(tmp_path / "msa.pcap", MSA), tap(tmp_path / "mx.pcap", MX)])
+    taps = [tmp_path / "msa.pcap", tap(tmp_path / "late.pcap", MX, clock=lambda ts: ts + ahead)]
+    left, aligned = run(taps), run(taps, align=True)
+    sign = 1 if ahead > 0 else -1  # the earlier file's clock is the one that others are measured by
+    off, other = ("late.pcap", "msa.pcap") if ahead > 0 else ("msa.pcap", "late.pcap")
+    (said,) = named(left, "clock_offset")
+    assert f"{sign * ahead / 1e9:+.4f}"[:-1] in said and other in said and "left as they are" in said
+    (done,) = named(aligned, "clock_offset")
+    assert "taken off" in done and any(off in line for line in aligned.clocks)
+    assert counts(aligned) == counts(true)
+    told = ("sessions", "commands", "dns", "messages")
+    assert [counts(left)[name] for name in told] == [counts(true)[name] for name in told]
+    assert starts(left) != starts(true)
+    base = 0 if ahead > 0 else ahead
+    assert all(abs(a - b - base) < 1000 for a, b in zip(starts(aligned), starts(true), strict=True))
+
+
+def test_the_tap_that_shows_more_is_believed(tmp_path: Path) -> None:
+    true = run([tap(tmp_path / "mx.pcap", MX)])
+    lossy = tap(tmp_path / "lossy.pcap", MX, drop=lambda n: n % 5 == 3)
+    for order in ([lossy, tmp_path / "mx.pcap"], [tmp_path / "mx.pcap", lossy]):
+        both = run(order)
+        assert [row.sha256 for row in both.tables.rows("hops")] == [row.sha256 for row in true.tables.rows("hops")]
+        assert both.tables.count("sessions") == true.tables.count("sessions")
+
+
+def test_files_of_a_ring_are_one_tap(tmp_path: Path) -> None:
+    whole = tap(tmp_path / "whole.pcap")
+    octets = whole.read_bytes()
+    cuts, at = [], 24
+    while at < len(octets):
+        cuts.append(at)
+        at += 16 + struct.unpack("<I", octets[at + 8 : at + 12])[0]
+    half = cuts[len(cuts) // 2]
+    (tmp_path / "ring1.pcap").write_bytes(octets[:half])
+    (tmp_path / "ring2.pcap").write_bytes(octets[:24] + octets[half:])
+    ring = run([tmp_path / "ring1.pcap", tmp_path / "ring2.pcap"])
+    assert counts(ring) == counts(run([whole]))
+    assert not named(ring, "seen_twice") and not named(ring, "clock_offset")
