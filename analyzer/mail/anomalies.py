@@ -11,6 +11,11 @@ NAMES: dict[str, str] = {
     "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",
     "authentication_differs": "A server wrote another SPF, DKIM, DMARC or ARC result than the captured message and answers give.",
     "authentication_results_forged": "A message came to a server with results under the server's own name: not believed.",
+    "direct_to_mx": "A client hands a message of its own to an exchanger, without a login, past its own domain's servers.",
+    "open_relay": "A server passes on mail from a stranger to a stranger's domain for a client that has not logged in.",
+    "received_forged": "A user's program hands in trace fields that only a server writes (RFC 5321 4.4); they may be forged.",
+    "received_time_impossible": "A trace field says that the message was received after the hand-over that followed it.",
+    "received_contradicted": "A trace field names another client than the packets of that hand-over show.",
     "received_time_odd": "A Received field's time is far from the time at which the hand-over was captured.",
     "traces_finished_early": "More messages were open in a live capture than the limit; the longest silent were finished.",
 }

@@ -20,6 +20,8 @@ from analyzer.mail.sightings import Sighting, original_recipient
 from analyzer.protocols.base import Recipient
 
 _WORST = ("bounced", "rejected", "aborted", "deferred", "unknown", "relayed", "delivered")
+_EARLY = 200_000_000
+"""Nanoseconds before the reply in which a server may begin to look for the next one."""
 _DEPTH = 100
 """Hops followed below one recipient."""
 
@@ -162,6 +164,8 @@ class Judge:
             return here._replace(outcome="delivered")
         if self._stuck(leg):
             return here._replace(outcome="bounced")
+        if self._unresolved(low, leg):
+            return here._replace(outcome="deferred")
         return here
 
     def _made_from(self, leg: Leg, below: Tries) -> dict[str, list[str]]:
@@ -206,13 +210,27 @@ class Judge:
                 return True
         return False
 
+    def _unresolved(self, low: str, leg: Leg) -> bool:
+        """The server asked for the domain's exchangers and got no usable answer: it has to try again (RFC 5321 5.1)."""
+        domain, lookups = domain_of(low), self.scene.lookups
+        if domain is None or leg.server is None:
+            return False
+        rows = [row for row in lookups.asked_by(leg.server).get(domain, ()) if lookups.ts[row] >= leg.end - _EARLY]
+        return bool(rows) and all(lookups.failed(row) for row in rows)
+
     def _final(self, low: str, leg: Leg) -> bool:
         """This server keeps the domain's mail itself: its other traffic is in the capture and shows no further hop."""
         if leg.server_role != "mx" or leg.server is None or id(leg.server) in self.scene.lmtp_clients:
             return False
         domain = domain_of(low)
         if domain is not None and self.scene.exchanges_for(leg.server, domain, best=True) is False:
-            return False
+            # a backup that has to pass it on asks for the better ones at once
+            tried = any(lost.client is leg.server for lost in self.trace.lost or ())
+            return not tried and domain not in self.scene.lookups.asked_by(leg.server) and self._shown(leg)
+        return self._shown(leg)
+
+    def _shown(self, leg: Leg) -> bool:
+        """The capture shows this server's traffic with others than the hop's client."""
         return self.traffic.shows(id(leg.server), id(leg.client))
 
 

@@ -522,6 +522,10 @@ class Lookups:
         row = self._by_key.get((frame, t.dns_id if t.dns_id is not None else -1, words))
         return self.bound[row] if row is not None else None
 
+    def failed(self, row: int) -> bool:
+        """Whether it got no answer, or one that says to ask again later."""
+        return self._result[row] in (NOTHING, FAILURE)
+
     def spans(self, rows: Iterable[int]) -> Iterator[tuple[int, int]]:
         """(first, last) of each lookup that was answered."""
         for row in rows:

@@ -16,7 +16,7 @@ from statistics import median_low
 from typing import Any, Generic, TypeVar
 
 from analyzer.limits import Limits
-from analyzer.mail import fate, roles, timeline
+from analyzer.mail import fate, oddities, roles, timeline
 from analyzer.mail.authentication.evaluate import Judge
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
@@ -194,6 +194,7 @@ class _Telling:
         self.lookups.settle(self.machines)
         self.scene = roles.Scene(self.traces, self.idle, self.hosts, self.lookups)
         roles.assign(self.traces, self.scene)
+        self.anomalies += [odd for trace in self.traces for odd in oddities.of(trace, self.scene)]
         server_roles = roles.name_servers(self.hosts, self.lookups)
         lost = self._lost()
         self.lookups.bind(self.hosts, self._uses(lost))

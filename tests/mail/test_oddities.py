@@ -1,0 +1,88 @@
+"""What is odd in a message's way, and what is not."""
+
+from builders import MSA, MUA, MX, NAMES, RELAY, SECOND, Post, World, mail, received, stamp
+from test_evidence import H, exchangers
+
+from analyzer.mail.story import Told
+
+
+def names(told: Told) -> set[str]:
+    return {row.name for row in told.anomalies}
+
+
+def test_an_ordinary_message_has_nothing_odd() -> None:
+    world = World()
+    exchangers(world, MSA)
+    Post(world).whole()
+    assert names(world.tell()) == set()
+
+
+def test_a_program_that_hands_its_mail_to_the_exchanger_itself() -> None:
+    world = World()
+    exchangers(world, MUA)
+    Post(world).hand(MUA, MX, 25, "taro@a.example", H, mail(1), queue_id="B1")
+    assert names(world.tell()) == {"direct_to_mx"}
+
+
+def test_a_server_that_passes_on_for_strangers_is_an_open_relay() -> None:
+    world = World()
+    post = Post(world)
+    NAMES.setdefault("192.0.2.7", "dsl.stranger.example")
+    post.hand("192.0.2.7", RELAY, 25, "spam@stranger.example", H, mail(1), queue_id="R1")
+    message = received(mail(1), world.now, "relay.isp.example", "dsl.stranger.example", "192.0.2.7", with_="ESMTP", id="R1")
+    exchangers(world, RELAY)
+    post.relay(message, H, "B1", "spam@stranger.example", via=(RELAY, MX))
+    assert "open_relay" in names(world.tell())
+
+
+def test_a_smart_host_for_its_customers_is_none() -> None:
+    world = World()
+    post = Post(world)
+    message = post.relay(post.submit(mail(1), H), H, "R1", via=(MSA, RELAY))
+    exchangers(world, RELAY)
+    post.relay(message, H, "B1", via=(RELAY, MX))
+    assert "open_relay" not in names(world.tell())
+
+
+def test_trace_fields_that_a_user_hands_in_may_be_forged() -> None:
+    world = World()
+    forged = f"Received: from x.test (x.test [192.0.2.99]) by y.test with ESMTP id Q1; {stamp(0)}\r\n" + mail(1)
+    Post(world).submit(forged, H)
+    assert "received_forged" in names(world.tell())
+
+
+def test_a_time_that_runs_backwards_is_told() -> None:
+    world = World()
+    fields = [
+        f"Received: from b.test (b.test [192.0.2.2]) by mail.b.example with ESMTP id Q2; {stamp(0)}\r\n",
+        f"Received: from a.test (a.test [192.0.2.1]) by b.test with ESMTP id Q1; {stamp(3000)}\r\n",
+    ]
+    world.pass_time(60)
+    info = world.session("pop3", "10.0.4.9", "10.0.4.1", 110, auth_user="hanako@b.example", auth_ok=True)
+    world.retrieve(info, "".join(fields) + mail(1), uidl="u1")
+    world.end(info)
+    told = world.tell()
+    assert names(told) == {"received_time_impossible"}
+    (row,) = [row for row in told.anomalies if row.name == "received_time_impossible"]
+    assert "3000 s" in row.detail and row.ts is not None and row.ts > 60 * SECOND
+
+
+def test_a_name_server_that_fails_leaves_the_message_in_the_queue() -> None:
+    world = World()
+    Post(world).submit(mail(1), H)
+    world.lookup(MSA, "b.example", "MX", rcode="SERVFAIL")
+    assert [d.outcome for d in world.tell().deliveries] == ["deferred"]
+
+
+def test_the_only_exchanger_that_answers_keeps_the_mail() -> None:
+    world = World()
+    post = Post(world)
+    NAMES["10.0.3.26"] = "mx2.b.example"
+    message = post.submit(mail(1), H)
+    exchangers(world, MSA)
+    world.attempt(MSA, MX, 25)
+    post.relay(message, H, "K1", via=(MSA, "10.0.3.26"))
+    world.lookup("10.0.3.26", "25.1.0.10.in-addr.arpa", "PTR", "PTR smtp.a.example.")
+    assert [d.outcome for d in world.tell().deliveries] == ["delivered"]
+    world.lookup("10.0.3.26", "b.example", "MX", "MX 10 mail.b.example.", "MX 20 mx2.b.example.")
+    assert [d.outcome for d in world.tell().deliveries] == ["relayed"]
