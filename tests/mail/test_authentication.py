@@ -406,10 +406,24 @@ def test_dmarc_at_a_hop():
     town.come_in(signed(PLAIN), "Authentication-Results: mail.b.example; dmarc=pass header.from=a.example\n")
     row = town.found("dmarc")
     assert (row.result, row.policy, row.reason, row.agrees) == ("pass", "quarantine", "DKIM a.example: the same domain", True)
+
+
+@pytest.mark.parametrize(
+    ("author", "result"),
+    [
+        ("Taro <taro@a.example>, eve@evil.example", "permerror"),
+        ("Taro", "permerror"),
+        ("(" * 3000 + "taro@a.example", "permerror"),
+        ('"eve@evil.example, Eve" <taro@a.example>', "pass"),
+        ("eve@evil.example <taro@A.example>", "pass"),
+        ("taro@a.example (the one (and only))", "pass"),
+    ],
+)
+def test_the_author_is_one_domain_whatever_the_name_says(author, result):
     town = Town()
-    town.policies(dmarc="v=DMARC1; p=quarantine")
-    town.come_in(octets(mail(From="Taro <taro@a.example>, eve@evil.example")))
-    assert [row.result for row in town.tell().authentication if row.method == "dmarc"] == ["permerror"]
+    town.policies(spf="v=spf1 +all", dmarc="v=DMARC1; p=quarantine")
+    town.come_in(octets(mail(From=author)))
+    assert town.found("dmarc").result == result
 
 
 # ARC

@@ -42,7 +42,7 @@ class Claim(NamedTuple):
 
 def authentication_results(value: str) -> tuple[Claim, ...]:
     """The results of one Authentication-Results field."""
-    by, *clauses = _CLAUSE.findall(_without_comments(value[:_CHARS])) or [""]
+    by, *clauses = _CLAUSE.findall(without_comments(value[:_CHARS])) or [""]
     name = by.split()
     claims = []
     for clause in clauses[:_CLAIMS]:
@@ -77,7 +77,7 @@ def received_spf(value: str) -> tuple[Claim, ...]:
     words = value.split(None, 1)
     if not words or not words[0].isalpha():
         return ()
-    pairs = {key.lower(): _bare(text) for key, text in _PAIR.findall(_without_comments(value[:_CHARS]))}
+    pairs = {key.lower(): _bare(text) for key, text in _PAIR.findall(without_comments(value[:_CHARS]))}
     helo = pairs.get("identity", "").lower() == "helo"
     domain = pairs.get("helo") if helo else pairs.get("envelope-from") or pairs.get("helo")
     return (Claim(pairs.get("receiver", "").lower(), "spf", words[0].lower(), domain_in(domain), helo=helo, received=True),)
@@ -111,7 +111,7 @@ def _bare(text: str) -> str:
     return text.strip('"')
 
 
-def _without_comments(text: str) -> str:
+def without_comments(text: str) -> str:
     """RFC 5322 3.2.2: comments nest; quoted strings hide them."""
     if "(" not in text:
         return text

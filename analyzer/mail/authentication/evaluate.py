@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from analyzer.mail.authentication.answers import NOT_CAPTURED, UNKNOWN, Answer, Answers, NotCaptured
-from analyzer.mail.authentication.claims import Claim, domain_in
+from analyzer.mail.authentication.claims import Claim, domain_in, without_comments
 from analyzer.mail.hops import Leg, Trace
 from analyzer.mail.received import canonical_ip
 from analyzer.mail.records import Authentication
@@ -29,6 +29,7 @@ _REASON_CHARS = 300
 _LOOK_BACK = 16
 _REFUSED_FOR_SPF = re.compile(r"[45]\.7\.23\Z")
 """RFC 7372 3.2: SPF validation failed."""
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _UNDECIDED = frozenset((NOT_CAPTURED, UNKNOWN))
 
 
@@ -311,20 +312,21 @@ def _of_signature(claims: list[Claim], domain: str, selector: str, value: bytes 
 
 
 def _author_domains(value: bytes) -> list[str]:
-    """The domains of a From field, each once."""
-    text = value[:4096].decode("utf-8", "replace")
-    if text.count("@") == 1 and "(" not in text:
-        domain = domain_of(text.rpartition("<")[2].partition(">")[0].strip())
-        return [domain] if domain else []
-    from email.utils import getaddresses
-
-    found = (domain_of(address) for _, address in getaddresses([text]))
-    return list(dict.fromkeys(domain for domain in found if domain))
+    """The domains of a From field, each once: of the addresses in angle brackets, of bare ones where there are no brackets."""
+    text = _QUOTED.sub("", without_comments(value[:4096].decode("utf-8", "replace")))
+    found: dict[str, None] = {}
+    for mailbox in text.split(","):
+        bracket = mailbox.rfind("<")
+        address = mailbox[bracket + 1 :].partition(">")[0] if bracket >= 0 else mailbox.rpartition(":")[2].partition(";")[0]
+        domain = domain_of(address.strip())
+        if domain:
+            found[domain] = None
+    return list(found)
 
 
 def _a_label(domain: str) -> str:
     """A domain as DNS has it (RFC 5890)."""
-    if domain.isascii():
+    if domain.isascii() or len(domain) > 255:
         return domain
     try:
         return domain.encode("idna").decode()
