@@ -311,7 +311,7 @@ class SignedReader:
         end = len(data) - 1 if data.endswith(b"\r") else len(data)
         kept = data[:end].rstrip(b" \t")
         self._wsp = (b" " if len(kept) < end else b"") + data[end:]
-        return _WSP.sub(b" ", kept).replace(b" \r\n", b"\r\n")
+        return _squeezed(kept).replace(b" \r\n", b"\r\n")
 
     def finish(self, complete: bool) -> Signatures:
         """The signatures; `complete`: the body was fed whole."""
@@ -350,7 +350,7 @@ def tag_list(value: bytes) -> dict[bytes, bytes]:
     for spec in value.split(b";"):
         name, equals, rest = spec.partition(b"=")
         if equals:
-            tags.setdefault(name.strip().lower(), _FWS.sub(b" ", rest).strip())
+            tags.setdefault(name.strip().lower(), b" ".join(rest.split()))
     return tags
 
 
@@ -381,7 +381,12 @@ def _simple(field: Field) -> bytes:
 def _relaxed(field: Field) -> bytes:
     """3.4.2: name in lower case, unfolded, white space runs one blank, none at the ends of the value."""
     value = field.value.replace(b"\r\n", b"")
-    return field.name + b":" + _WSP.sub(b" ", value).strip(b" ") + b"\r\n"
+    return field.name + b":" + _squeezed(value).strip(b" ") + b"\r\n"
+
+
+def _squeezed(data: bytes) -> bytes:
+    """White space runs as one blank."""
+    return _WSP.sub(b" ", data) if b"  " in data or b"\t" in data else data  # looking first is many times faster
 
 
 def _unsigned(field: Field, canonical: Callable[[Field], bytes]) -> bytes:
