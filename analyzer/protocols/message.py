@@ -405,7 +405,9 @@ def read_whole(octets: bytes, limits: Limits) -> tuple[Content, list[tuple[str, 
     end = _empty_line(octets, 0)
     if 0 <= end <= limits.header_bytes and limits.bodies is None:
         fields = _kept_fields(octets[:end])
-        if len(fields) <= limits.trace_fields and not any(name == "content-type" and _REPORT.match(v) for name, v in fields):
+        if len(fields) <= limits.trace_fields and not any(
+            name in SIGNED or (name == "content-type" and _REPORT.match(v)) for name, v in fields
+        ):
             return Content(
                 len(octets),
                 True,
