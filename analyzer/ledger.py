@@ -8,7 +8,7 @@ Rules
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -113,7 +113,7 @@ class Ledger(Story):
 
     # out
 
-    def tell(self) -> Told:
+    def tell(self, asked: Collection[str] = ()) -> Told:
         """The story of what is held, with every host there has been."""
         self.fresh = False
         told = self._story(
@@ -123,13 +123,13 @@ class Ledger(Story):
                 (event for events in self._kept.values() for event in events),
                 self._mailbox,
                 self._tries,
-            )
+            ),
+            asked,
         )
         hosts, before = told.hosts, self._hosts_before
         return replace(
             told,
-            messages=list(told.messages),
-            hops=list(told.hops),
+            parts=[replace(part, messages=list(part.messages), hops=list(part.hops)) for part in told.parts],
             hosts=Rows(lambda: iter(_merged(before, hosts))) if before else hosts,
         )
 
@@ -138,9 +138,9 @@ class Ledger(Story):
         for kept in (self.lookups, self._kept, self._ended, self._mailbox, self._tries):
             kept.clear()
 
-    def finish(self) -> Told:
+    def finish(self, asked: Collection[str] = ()) -> Told:
         """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
-        told = self.tell()
+        told = self.tell(asked)
         self.last_messages = list(told.messages)
         for name, count in sorted(self._lost.items()):
             told.anomalies.append(Anomaly(None, "", None, None, name, f"{count:,} beyond the limit", None))
@@ -176,11 +176,11 @@ class Ledger(Story):
             anomalies,
         )
 
-    def _story(self, events: Iterable[Any]) -> Told:
-        story = Story(self.limits)
+    def _story(self, events: Iterable[Any], asked: Collection[str] = ()) -> Told:
+        story = Story(self.limits, whole=True)
         for event in events:
             story.feed(event)
-        return story.finish()
+        return story.finish(asked)
 
     def _over(self, messages: list[Message], hops: list[Hop], now: int) -> tuple[set[str], int]:
         """Traces that are finished, and how many of them only because too much is held."""

@@ -147,6 +147,11 @@ class Limits:
     # mail
     queue_lifetime: int = 5 * 86_400_000_000_000
     """Time a message may wait between two hops and still be one trace (RFC 5321 4.5.4.1: 4-5 days)."""
+    story_sightings: int = 5_000
+    """Crossings of messages held in memory (some 2 KB each): beyond, they wait in a temporary file and are told in parts;
+    the story does not depend on it."""
+    story_part: int = 2_000
+    """Crossings told at a time then; those that DNS, mailbox events, reports or failed connections concern are told at once."""
     hosts: int = 200_000
     """Hosts kept that only had part in sessions without a message: further ones have no row, `hosts_dropped`."""
     lookups: int = 2_000_000

@@ -145,17 +145,13 @@ class Pipeline:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
             self._take(source.notes)
         self._take(self.offers.settle())
-        told = self.story.finish()
         tables = self.tables
         tables.patch("sessions", self.offers.row)
-        tables.extend("messages", told.messages)
-        tables.extend("hops", told.hops)
-        tables.extend("recipients", told.recipients)
-        tables.extend("deliveries", told.deliveries)
-        tables.extend("timeline", told.timeline)
+        told = self.story.finish({row.session_id for row in tables.rows("anomalies") if row.session_id is not None})
+        for part in told.parts:
+            for name in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "authentication"):
+                tables.extend(name, getattr(part, name))
         tables.extend("hosts", told.hosts)
-        tables.extend("links", told.links)
-        tables.extend("authentication", told.authentication)
         tables.extend("anomalies", told.anomalies)
         tables.patch("dns", told.dns)
         tables.patch("anomalies", told.anomaly)

@@ -133,6 +133,8 @@ class Lookups:
         self._rows_of: dict[int, dict[str, list[int]]] = {}
         """Machine -> name -> its rows, by time."""
         self._owners: dict[str, list[str]] = {}
+        self._taking_in: set[int] = set()
+        """Machines that took mail in: what they ask is about their clients."""
         self._by_key: dict[tuple[int, int, str], int] | None = None
         self._bound_frames: set[int] = set()
 
@@ -265,6 +267,20 @@ class Lookups:
         """What a machine asked for as a client: folded name -> rows by time."""
         return self._rows_of.get(id(machine), {})
 
+    def askers(self, machines: Iterable[Machine]) -> set[Machine]:
+        """Those of the machines that lookups may be for: they or a neighbour asked."""
+        asked = set(self._client)
+        near: dict[str, bool] = {}
+        found: set[Machine] = set()
+        for machine in machines if asked else ():
+            for ip in machine.ips:
+                network = ip.rpartition(".")[0] or ip
+                if network not in near:
+                    near[network] = hash(ip) in asked or not asked.isdisjoint(_network(ip))
+                if near[network]:
+                    found.add(machine)
+        return found
+
     def settle(self, machines: Iterable[Machine]) -> None:
         """All rows are in: sort out those of the machines that had part in mail."""
         self._owners = {}
@@ -289,8 +305,9 @@ class Lookups:
 
     # binding
 
-    def bind(self, hosts: Hosts, uses: list[Use]) -> None:
-        """Give each lookup to the hop it served."""
+    def bind(self, hosts: Hosts, uses: list[Use], servers: Iterable[str] = ()) -> None:
+        """Give each lookup to the hop it served.  `servers`: of further connections, which no lookup can have served."""
+        self._taking_in = {hash(use.server_ip) for use in uses} | set(map(hash, servers))
         uses = sorted(uses, key=lambda u: (u.syn, u.client_ip, u.session.client_port if u.session else 0))
         by_client: dict[int, list[Use]] = {}
         by_server: dict[int, list[Use]] = {}
@@ -369,12 +386,11 @@ class Lookups:
         strangers = [u for u in uses if u.leg is not None and not u.reused and id(hosts.of(u.client_ip)) not in self._rows_of]
         if not strangers:
             return
-        servers = {hash(use.server_ip) for use in uses}
         wanted = {name for use in strangers for name in self.owners_of(use.server_ip)}
         codes = {code for word, code in self._names.items() if fold(word) in wanted}
         queues: dict[tuple[int, str, int], list[int]] = {}
         for row, code in enumerate(self._name):
-            if code in codes and row not in taken and self._client[row] not in servers and self.ts[row] >= 0:
+            if code in codes and row not in taken and self._client[row] not in self._taking_in and self.ts[row] >= 0:
                 _, purpose, _, recursive = self._kind_words[self._kind[row]]
                 if recursive and purpose == "address":
                     key = (self._client[row], fold(self._words[code]), self._kind[row])

@@ -107,10 +107,13 @@ class Opaque:
         self._left: dict[str, int] = {}
         """Octets that a session's client sent and that no message accounts for yet."""
         self._wanted: list[Untold] = []
+        self.clients: set[Machine] = set()
+        """Machines that hand mail over in such sessions."""
         for info in sorted(sessions, key=lambda i: (i.connection.ts, i.source, i.session_id)):
             if info.protocol in ("smtp", "lmtp"):
-                ends = (id(hosts.of(info.stated_client_ip or info.client_ip)), id(hosts.of(info.server_ip)))
-                self._by_ends.setdefault(ends, []).append(info)
+                client = hosts.of(info.stated_client_ip or info.client_ip)
+                self.clients.add(client)
+                self._by_ends.setdefault((id(client), id(hosts.of(info.server_ip))), []).append(info)
                 self._left[info.session_id] = _sent(info)
 
     def may_have_carried(self, client: "Machine | None", server: "Machine | None", field: Received) -> bool:

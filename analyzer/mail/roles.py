@@ -9,11 +9,12 @@ Rules:
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from analyzer.mail.archive import Claim, Ends
 from analyzer.mail.hops import Leg, Trace
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.lookups import Lookups
 from analyzer.mail.reports import domain_of
-from analyzer.mail.sightings import Sighting
+from analyzer.mail.sightings import Sighting, first_handled
 from analyzer.protocols.base import SessionInfo
 
 SUBMISSION_PORTS = (587, 465)
@@ -33,7 +34,7 @@ class Exchangers(NamedTuple):
 class Scene:
     """What the machines do in the whole capture."""
 
-    def __init__(self, traces: list[Trace], idle: list[SessionInfo], hosts: Hosts, lookups: Lookups) -> None:
+    def __init__(self, idle: list[SessionInfo], hosts: Hosts, lookups: Lookups) -> None:
         self.hosts = hosts
         self.lookups = lookups
         self.lmtp_clients: set[int] = set()
@@ -43,6 +44,17 @@ class Scene:
         self.origins: set[int] = set()
         """Machines that hand in messages without trace fields, under a real sender."""
         self._exchangers: dict[str, Exchangers | None] = {}
+        for info in idle:
+            if info.protocol == "lmtp":
+                self.lmtp_clients.add(id(hosts.of(info.client_ip)))
+                self.lmtp_servers.add(id(hosts.of(info.server_ip)))
+        self._mx_somewhere: set[int] | None = None
+        self.has_exchangers = bool(lookups.book.exchangers or lookups.book.addresses)
+        self._leg: Leg | None = None
+        self._domains: list[str] = []
+
+    def add(self, traces: list[Trace]) -> None:
+        """What the machines do in these messages."""
         for trace in traces:
             for leg in trace.legs:
                 if not leg.carried or leg.server is None:
@@ -55,14 +67,27 @@ class Scene:
                     self.servers.add(id(leg.server))
                     if leg.client is not None and first_handler(leg):
                         self.origins.add(id(leg.client))
-        for info in idle:
-            if info.protocol == "lmtp":
-                self.lmtp_clients.add(id(hosts.of(info.client_ip)))
-                self.lmtp_servers.add(id(hosts.of(info.server_ip)))
-        self._mx_somewhere: set[int] | None = None
-        self.has_exchangers = bool(lookups.book.exchangers or lookups.book.addresses)
-        self._leg: Leg | None = None
-        self._domains: list[str] = []
+
+    def add_archived(self, ends: Iterable[Ends], claims: Iterable[Claim]) -> None:
+        """What the machines do in messages that are told later."""
+        hosts = self.hosts
+        for client_ip, server_ip, transaction, lmtp, handed_in in ends:
+            if transaction:
+                client, server = id(hosts.of(client_ip)), id(hosts.of(server_ip))
+                if lmtp:
+                    self.lmtp_servers.add(server)
+                    self.lmtp_clients.add(client)
+                else:
+                    self.servers.add(server)
+                    if handed_in:
+                        self.origins.add(client)
+        for writer_ip, field in claims:
+            taker = hosts.of(writer_ip or field.by_ip or "") if writer_ip or field.by_ip else hosts.named(field.by)
+            if taker is not None:
+                self.lmtp_servers.add(id(taker))
+                giver = hosts.of(field.ip) if field.ip else hosts.named(field.name) or hosts.named(field.helo)
+                if giver is not None:
+                    self.lmtp_clients.add(id(giver))
 
     def domains(self, leg: Leg) -> list[str]:
         """Domains of a hop's first recipients."""
@@ -114,8 +139,7 @@ class Scene:
 
 def first_handler(leg: Leg) -> bool:
     """The message shows no trace fields yet and has a real sender: its author's program sends it."""
-    s = leg.sighting
-    return s is not None and s.has_content and s.header_complete and s.trail is None and bool(s.mail_from) and not s.report_kind
+    return leg.sighting is not None and first_handled(leg.sighting)
 
 
 def recipient_domains(leg: Leg) -> list[str]:
@@ -279,9 +303,50 @@ CLIENT_RULES = (
 MAILBOX_RULES = {"pop3": "serves POP3", "imap": "serves IMAP"}
 
 
+Decision = tuple[Leg, int, list[tuple[str, str]]]
+"""A hop, the weight of its server's role, and the evidence for it."""
+
+
+class Servers:
+    """Roles of servers; a hop that says little takes the role that another hop of the same machine says loudest."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        self._loudest: dict[int, tuple[int, str]] = {}
+
+    def hear(self, traces: list[Trace]) -> list[Decision]:
+        """What each hop says by itself.  All hops are heard before any is settled."""
+        loudest = self._loudest
+        said: list[Decision] = []
+        for trace in traces:
+            for leg in trace.legs:
+                if not leg.carried:
+                    continue
+                role, weight, held = _decide(SERVER_RULES, leg, self._scene)
+                leg.server_role = role
+                said.append((leg, weight, held))
+                server = leg.server
+                if server is not None and role in ("mx", "mta") and (weight, "") > loudest.get(id(server), (0, "")):
+                    loudest[id(server)] = (weight, role)
+        return said
+
+    def settle(self, said: list[Decision]) -> None:
+        """Give the quiet hops the role of the loudest, and count the evidence."""
+        for leg, weight, held in said:
+            evidence = held
+            if weight <= _QUIET and leg.server is not None and leg.protocol == "smtp":
+                most, role = self._loudest.get(id(leg.server), (0, ""))
+                if most > weight:
+                    evidence = held if role == leg.server_role else [(role, "acts so in other hops")]
+                    leg.server_role = role
+            _count(leg.server, evidence)
+
+
 def assign(traces: list[Trace], scene: Scene) -> None:
-    """Give every hop its two roles and its kind; servers first, for a client's role may be what it took the message in as."""
-    _servers(traces, scene)
+    """Give every hop its client's role and its kind.
+
+    Servers have theirs, for a client's role may be what it took the message in as.
+    """
     for trace in traces:
         for leg in trace.legs:
             if not leg.carried:
@@ -297,34 +362,6 @@ def assign(traces: list[Trace], scene: Scene) -> None:
                 leg.kind = "submit"
             else:
                 leg.kind = "relay"
-
-
-def _servers(traces: list[Trace], scene: Scene) -> None:
-    """Roles of servers; a hop that says little takes the role that another hop of the same machine says loudest."""
-    loudest: dict[int, tuple[int, str]] = {}
-    quiet: list[tuple[Leg, int, list[tuple[str, str]]]] = []
-    for trace in traces:
-        for leg in trace.legs:
-            if not leg.carried:
-                continue
-            leg.server_role, weight, held = _decide(SERVER_RULES, leg, scene)
-            if weight <= _QUIET and leg.server is not None and leg.protocol == "smtp":
-                quiet.append((leg, weight, held))
-            else:
-                _count(leg.server, held)
-            if (
-                leg.server is not None
-                and leg.server_role in ("mx", "mta")
-                and (weight, "") > loudest.get(id(leg.server), (0, ""))
-            ):
-                loudest[id(leg.server)] = (weight, leg.server_role)
-    for leg, weight, held in quiet:
-        most, role = loudest.get(id(leg.server), (0, ""))
-        if most > weight:
-            _count(leg.server, held if role == leg.server_role else [(role, "acts so in other hops")])
-            leg.server_role = role
-        else:
-            _count(leg.server, held)
 
 
 _QUIET = 3

@@ -35,13 +35,15 @@ class Trail:
     A trail is its newest field and the trail below: two sightings whose trails meet have a common past.
     """
 
-    __slots__ = ("below", "field", "length", "octets")
+    __slots__ = ("below", "field", "length", "mark", "octets")
 
-    def __init__(self, field: Received, below: "Trail | None", octets: int = 0) -> None:
+    def __init__(self, field: Received, below: "Trail | None", octets: int, mark: int) -> None:
         self.field = field
         self.below = below
         self.octets: int = octets + (below.octets if below else 0)
         """Octets of these fields in the message, folding aside."""
+        self.mark = mark
+        """Hash of the octets of its fields."""
         self.length: int = 1 + (below.length if below else 0)
 
     def __iter__(self) -> Any:
@@ -321,7 +323,7 @@ class Digester:
                 field = self._fields.get(own)
                 if field is None:
                     field = self._fields[own] = parse_received(raw)
-                known = trails[mark] = Trail(field, trail, len(raw) + _FIELD)
+                known = trails[mark] = Trail(field, trail, len(raw) + _FIELD, mark)
             trail = known
         assert trail is not None
         return trail
@@ -335,6 +337,11 @@ _OTHER = frozenset(
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "backslashreplace")
+
+
+def first_handled(s: Sighting) -> bool:
+    """The message shows no trace fields yet and has a real sender: its author's program sends it."""
+    return s.has_content and s.header_complete and s.trail is None and bool(s.mail_from) and not s.report_kind
 
 
 def original_recipient(recipient: Recipient) -> str | None:

@@ -4,19 +4,21 @@ Rules:
 1. `feed` takes events in any order; everything is sorted by time before anything is joined, so the story depends on what was seen
    and not on when it was handed in.
 2. `finish` works stage by stage: sightings, groups (one message each), hops, roles, lookups, mailbox events, fates, rows.
+   Many messages are told in parts (`archive.py`): each part up to the roles of servers, then each to its rows.
 3. Trace ids are digests of facts on the wire, never of names of files or numbers of frames.
 """
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from statistics import median_low
 from typing import Any, Generic, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail import fate, oddities, roles, timeline
+from analyzer.mail.archive import Archive, Ends
 from analyzer.mail.authentication.evaluate import Judge
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
@@ -40,6 +42,8 @@ _PATIENCE = 120_000_000_000
 """A failed connection and the hop it was a try of are no further apart."""
 _EARLY = 200_000_000
 _LOOK_BACK = 16
+_PARTS_HELD = 4
+"""Later parts that stay in memory between the roles of servers and the rest; the others are made twice."""
 _MAILBOX_PORTS = (110, 143, 993, 995)
 """Connections there are made for no message."""
 
@@ -59,23 +63,69 @@ class Rows(Generic[Row]):
 
 
 @dataclass
-class Told:
-    """The story's rows, and what it adds to rows of other rooms."""
+class Part:
+    """Rows of some of the messages."""
 
     messages: Iterable[Message]
     hops: Iterable[Hop]
     recipients: Iterable[RecipientRow]
     deliveries: list[Delivery]
     timeline: Iterable[Step]
-    hosts: Iterable[Host]
     links: Iterable[Link]
     authentication: list[Authentication]
+
+
+@dataclass
+class Told:
+    """The story's rows, and what it adds to rows of other rooms.  Whole when the last part has been taken."""
+
+    parts: Iterable[Part]
+    """To be read once, each part before the next is taken."""
+    hosts: Iterable[Host]
     anomalies: list[Anomaly]
     lookups: Lookups
     server_roles: dict[str, str]
     client_roles: dict[str, str]
     session_traces: dict[str, str | None]
     """Session -> its one trace; None when it carried several."""
+
+    def _all(self, table: str) -> Iterable[Any]:
+        return Rows(lambda: chain.from_iterable(getattr(part, table) for part in self.parts))
+
+    @property
+    def messages(self) -> Iterable[Message]:
+        """Rows of a table of all parts; once, unless the story was told whole."""
+        return self._all("messages")
+
+    @property
+    def hops(self) -> Iterable[Hop]:
+        """As `messages`."""
+        return self._all("hops")
+
+    @property
+    def recipients(self) -> Iterable[RecipientRow]:
+        """As `messages`."""
+        return self._all("recipients")
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """As `messages`."""
+        return list(self._all("deliveries"))
+
+    @property
+    def timeline(self) -> Iterable[Step]:
+        """As `messages`."""
+        return self._all("timeline")
+
+    @property
+    def authentication(self) -> list[Authentication]:
+        """As `messages`."""
+        return list(self._all("authentication"))
+
+    @property
+    def links(self) -> Iterable[Link]:
+        """As `messages`."""
+        return self._all("links")
 
     def dns(self, t: Transaction) -> Transaction:
         """The row of a lookup with what it was for."""
@@ -96,10 +146,15 @@ class Told:
 class Story:
     """Everything seen of mail in one analysis."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, whole: bool = False) -> None:
+        """`whole`: it is held in memory and told in one part."""
         self.limits = limits
+        self._whole = whole
         self._digester = Digester()
         self._sightings: list[Sighting] = []
+        self._closed: set[SessionInfo] = set()
+        """Sessions of messages that ended since sightings were archived last."""
+        self._archive: Archive | None = None
         self._events: list[MailboxEvent] = []
         self._opaque: list[SessionInfo] = []
         self._idle: list[SessionInfo] = []
@@ -123,6 +178,17 @@ class Story:
 
     def _message(self, event: MessageCarried) -> None:
         self._sightings.append(self._digester.sighting(event))
+        if len(self._sightings) >= self.limits.story_sightings and not self._whole:
+            self._put_away()
+
+    def _put_away(self) -> None:
+        """Sightings to the archive."""
+        if self._archive is None:
+            self._archive = Archive(self.limits)
+        self._archive.put(self._sightings, self._closed)
+        self._closed.clear()
+        self._sightings.clear()
+        self._digester = Digester()
 
     def _event(self, event: MailboxEvent) -> None:
         if len(self._events) < self.limits.mailbox_events:
@@ -133,6 +199,8 @@ class Story:
     def _session(self, event: SessionEnded) -> None:
         info = event.info
         self._hosts.session(info)
+        if info.messages and not self._whole:
+            self._closed.add(info)
         if info.visibility == "opaque":
             self._opaque.append(info)
         elif not info.messages and info.protocol in ("smtp", "lmtp"):
@@ -150,23 +218,36 @@ class Story:
     def _drop(self, name: str) -> None:
         self._dropped[name] = self._dropped.get(name, 0) + 1
 
-    def finish(self) -> Told:
-        """Nothing more will come: tell it."""
-        return _Telling(self).told()
+    def finish(self, asked: Collection[str] = ()) -> Told:
+        """Nothing more will come: tell it.  `asked`: sessions of which one wants to know the message."""
+        if self._archive is not None:
+            self._put_away()
+        return _Telling(self, asked).told()
+
+
+@dataclass
+class _Heard:
+    """A part of the messages whose servers' roles are known by what their own hops say."""
+
+    traces: list[Trace]
+    said: list[roles.Decision]
 
 
 class _Telling:
     """The stages of `finish`, one method each."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: Story, asked: Collection[str]) -> None:
         self.limits = story.limits
         self.hosts = story._hosts
         self.lookups = story._lookups
         self.lookups.flush()
         self.anomalies: list[Anomaly] = []
-        self.sightings = sorted(story._sightings, key=_place)
+        self.sightings = story._sightings
+        self.archive = story._archive
+        self.ends: list[Ends] = list(self.archive.ends()) if self.archive is not None else []
+        self.asked = set(asked)
         self.events = sorted(story._events, key=_event_place)
-        self.opaque = story._opaque
+        self.sessions = story._opaque
         self.idle = sorted(story._idle, key=_info_place)
         self.attempts = sorted(story._attempts, key=_attempt_place)
         dropped = dict(story._dropped)
@@ -177,59 +258,137 @@ class _Telling:
         for name, many in sorted(dropped.items()):
             self.anomalies.append(Anomaly(None, "", None, None, name, f"{many:,} beyond the limit", None))
         self.traces: list[Trace] = []
+        """Those that are told with an eye on each other: all, or the first part of several."""
+        self.session_traces: dict[str, str | None] = {}
+        self._apart: dict[tuple[str, str], list[int]] = {}
+        self._ghosts: set[str] = set()
 
     def told(self) -> Told:
-        self._once()
         for s in self.sightings:
             for ip in (s.session.stated_client_ip or s.session.client_ip, s.session.server_ip):
                 self.hosts.of(ip)
+        for pair in self.ends:
+            self.hosts.of(pair.client_ip)
+            self.hosts.of(pair.server_ip)
         for a in self.attempts:
             self.hosts.of(a.orig_ip)
             self.hosts.of(a.resp_ip)
         if self.hosts.machines():
             self.lookups.book.read()
         self.hosts.settle(self.lookups.book)
-        self._join()
-        self.machines = self._machines()
-        self.lookups.settle(self.machines)
-        self.scene = roles.Scene(self.traces, self.idle, self.hosts, self.lookups)
+        self.opaque = Opaque(self.sessions, self.hosts)
+        later = self._split()
+        self.traces = self._join(self.sightings)
+        self.sightings = []
+        for trace in {id(leg.trace): leg.trace for leg in self.opaque.settle() if leg.trace is not None}.values():
+            number(trace.legs)
+        self.lookups.settle(self._machines())
+        self.scene = roles.Scene(self.idle, self.hosts, self.lookups)
+        self.scene.add(self.traces)
+        if self.archive is not None:
+            self.scene.add_archived(self.ends, self.archive.claims)
+        self.servers = roles.Servers(self.scene)
+        said = self.servers.hear(self.traces)
+        heard = [self._hear(numbers, n < _PARTS_HELD) for n, numbers in enumerate(later)]
+        self._compare_clocks()
+        self.servers.settle(said)
         roles.assign(self.traces, self.scene)
         self.anomalies += [odd for trace in self.traces for odd in oddities.of(trace, self.scene)]
         server_roles = roles.name_servers(self.hosts, self.lookups)
         lost = self._lost()
-        self.lookups.bind(self.hosts, self._uses(lost))
+        self.lookups.bind(self.hosts, self._uses(lost), {pair.server_ip for pair in self.ends})
         self._mailboxes()
         fate.relate(self.traces)
-        deliveries = self._fates()
-        self._count()
-        authentication = self._authentication()
-        traces, lookups = self.traces, self.lookups
+        self.traffic = self._traffic()
+        self.judge = Judge(self.scene)
+        self.asked.update(row.session_id for row in self.anomalies if row.session_id is not None)
+        client_roles: dict[str, str] = {}
+        first = self._part(self.traces, server_roles)
+        if not later:
+            client_roles.update(self._client_roles(server_roles))
         return Told(
+            parts=chain([first], self._later(later, heard, server_roles, client_roles)) if later else [first],
+            hosts=Rows(lambda: iter(self.hosts.rows())),
+            anomalies=self.anomalies,
+            lookups=self.lookups,
+            server_roles=server_roles,
+            client_roles=client_roles,
+            session_traces=self.session_traces,
+        )
+
+    def _later(
+        self, later: list[Any], heard: list[_Heard | None], server_roles: dict[str, str], client_roles: dict[str, str]
+    ) -> Iterator[Part]:
+        """The parts after the first."""
+        for n, numbers in enumerate(later):
+            part, heard[n] = heard[n], None
+            if part is None:
+                part = self._hear_again(numbers)
+            self.servers.settle(part.said)
+            roles.assign(part.traces, self.scene)
+            self.anomalies += [odd for trace in part.traces for odd in oddities.of(trace, self.scene)]
+            yield self._part(part.traces, server_roles)
+            _unravel(part.traces)
+        assert self.archive is not None
+        self.archive.close()
+        client_roles.update(self._client_roles(server_roles))
+
+    def _part(self, traces: list[Trace], server_roles: dict[str, str]) -> Part:
+        """Fates, counts and rows of messages whose roles are known."""
+        deliveries = self._fates(traces)
+        self._count(traces)
+        self._of_sessions(traces)
+        lookups = self.lookups
+        return Part(
             messages=Rows(lambda: (timeline.message_row(t) for t in traces)),
             hops=Rows(lambda: (timeline.hop_row(leg, t, lookups) for t in traces for leg in t.legs)),
             recipients=Rows(lambda: (row for t in traces for leg in t.legs for row in timeline.recipient_rows(leg, t))),
             deliveries=deliveries,
             timeline=Rows(lambda: (step for t in traces for step in timeline.steps(t, lookups, server_roles))),
-            hosts=Rows(lambda: iter(self.hosts.rows())),
             links=Rows(lambda: (link for t in traces for link in links(t))),
-            authentication=authentication,
-            anomalies=self.anomalies,
-            lookups=lookups,
-            server_roles=server_roles,
-            client_roles=self._client_roles(server_roles),
-            session_traces=self._session_traces(),
+            authentication=self._authentication(traces),
         )
 
     # stages
 
-    def _once(self) -> None:
+    def _split(self) -> list[Any]:
+        """Take the first part out of the archive; the others are told later, by the numbers returned."""
+        if self.archive is None:
+            return []
+        concerned = {self.hosts.of(info.client_ip) for info in self.idle} | {self.hosts.of(a.orig_ip) for a in self.attempts}
+        asking = self.lookups.askers(self.hosts.machines())
+        mailboxes = {self.hosts.of(e.session.server_ip) for e in self.events}
+        keys = {hash(e.message_id) for e in self.events if e.message_id is not None}
+        clients = {ip for machine in concerned | asking for ip in machine.ips}
+        servers = {ip for machine in mailboxes for ip in machine.ips} | clients
+        opaque = {ip for machine in self.opaque.clients for ip in machine.ips}
+        first, later = self.archive.split(keys, clients, servers, opaque, self.limits.story_part)
+        self.sightings = self.archive.get(first)
+        return later
+
+    def _hear(self, numbers: Any, hold: bool) -> _Heard | None:
+        """A later part up to the roles that its servers' own hops tell; only some are held until they go on."""
+        assert self.archive is not None
+        traces = self._join(self.archive.get(numbers))
+        said = self.servers.hear(traces)
+        if hold:
+            return _Heard(traces, said)
+        _unravel(traces)
+        return None
+
+    def _hear_again(self, numbers: Any) -> _Heard:
+        told, self.anomalies = self.anomalies, []
+        part = self._hear(numbers, True)
+        self.anomalies = told  # what is odd about them has been told
+        assert part is not None
+        return part
+
+    def _once(self, sightings: list[Sighting]) -> list[Sighting]:
         """Of a crossing that two captures show, keep the sighting that shows more."""
         by_ends: dict[tuple[object, ...], Sighting] = {}
-        apart: dict[tuple[str, str], list[int]] = {}
         gone: set[int] = set()
-        ghosts: set[str] = set()
-        if len({s.session.source for s in self.sightings}) > 1:
-            for s in self.sightings:
+        if len({s.session.source for s in sightings}) > 1:
+            for s in sightings:
                 info = s.session
                 ends = (info.client_ip, info.client_port, info.server_ip, info.server_port, s.kind, s.index)
                 other = by_ends.get(ends)
@@ -239,32 +398,38 @@ class _Telling:
                 keep, drop = (s, other) if _shows(s) > _shows(other) else (other, s)
                 keep.duplicates += drop.duplicates + 1
                 gone.add(id(drop))
-                ghosts.add(drop.session.session_id)
+                self._ghosts.add(drop.session.session_id)
                 by_ends[ends] = keep
-                apart.setdefault((other.session.source, info.source), []).append(s.ts - other.ts)
+                self._apart.setdefault((other.session.source, info.source), []).append(s.ts - other.ts)
                 detail = f"also in {drop.session.source}, {(drop.ts - keep.ts) / 1e9:+.6f} s"
                 self._say(keep.ts, keep.session, "hop_seen_twice", detail, keep.first_frame)
         if gone:
-            self.sightings = [s for s in self.sightings if id(s) not in gone]
-            self.events = [e for e in self.events if e.session.session_id not in ghosts]
-        for (source, other_source), offsets in apart.items():
+            sightings = [s for s in sightings if id(s) not in gone]
+        return sightings
+
+    def _compare_clocks(self) -> None:
+        """All crossings are known: what two captures' clocks are apart; and whose mailbox events are told twice."""
+        if self._ghosts:
+            self.events = [e for e in self.events if e.session.session_id not in self._ghosts]
+        for (source, other_source), offsets in self._apart.items():
             offset = median_low(offsets)
             if abs(offset) > _OFFSET:
                 detail = f"{other_source} is {offset / 1e9:+.6f} s from {source} (median of {len(offsets)} hops seen in both)"
                 self.anomalies.append(Anomaly(None, other_source, None, None, "clock_offset", detail, None))
-        for order, s in enumerate(self.sightings):
-            s.order = order
 
     def _say(self, ts: int | None, info: SessionInfo, name: str, detail: str, frame: int | None) -> None:
         self.anomalies.append(Anomaly(ts, info.source, info.session_id, None, name, detail, frame))
 
-    def _join(self) -> None:
+    def _join(self, sightings: list[Sighting]) -> list[Trace]:
         """Sightings into messages, messages into hops."""
-        correlator = Correlator(self.sightings, self.hosts, self.limits)
-        opaque = Opaque(self.opaque, self.hosts)
+        sightings = self._once(sorted(sightings, key=_place))
+        for order, s in enumerate(sightings):
+            s.order = order
+        correlator = Correlator(sightings, self.hosts, self.limits)
         ids: set[str] = set()
+        traces: list[Trace] = []
         for group in correlator.groups():
-            legs = Builder(group, self.hosts, opaque).build()
+            legs = Builder(group, self.hosts, self.opaque).build()
             message_id = next((s.message_id for s in group if s.message_id is not None), None)
             name = trace_id(group[0])
             if name in ids:
@@ -275,12 +440,11 @@ class _Telling:
                 leg.trace = trace
                 self._clock(leg)
             trace.retrieved = any(s.kind == "retrieve" for s in group)
-            self.traces.append(trace)
-        for trace in {id(leg.trace): leg.trace for leg in opaque.settle() if leg.trace is not None}.values():
-            number(trace.legs)
+            traces.append(trace)
         for s in correlator.reused:
             detail = f"{s.message_id} was seen before with another body"
             self._say(s.ts, s.session, "message_id_reused", detail, s.first_frame)
+        return traces
 
     def _clock(self, leg: Leg) -> None:
         """A trace field about an observed hop whose time is far from the capture's."""
@@ -300,8 +464,9 @@ class _Telling:
                 for machine in (leg.client, leg.server):
                     if machine is not None:
                         found.setdefault(id(machine), machine)
-        for info in self.idle:
-            machine = self.hosts.of(info.client_ip)
+        ips = [ip for pair in self.ends for ip in (pair.client_ip, pair.server_ip)]
+        for ip in (*ips, *(info.client_ip for info in self.idle)):
+            machine = self.hosts.of(ip)
             found.setdefault(id(machine), machine)
         return list(found.values())
 
@@ -374,38 +539,43 @@ class _Telling:
                 told.trace.steps = []
             told.trace.steps.append(told)
 
-    def _fates(self) -> list[Delivery]:
+    def _traffic(self) -> fate.Traffic:
+        """Whom each machine calls."""
         traffic = fate.Traffic()
         for trace in self.traces:
             for leg in trace.legs:
                 if leg.session is not None and leg.client is not None and leg.server is not None:
                     traffic.call(id(leg.client), id(leg.server))
+        for pair in self.ends:
+            traffic.call(id(self.hosts.of(pair.client_ip)), id(self.hosts.of(pair.server_ip)))
         for info in self.idle:
             traffic.call(id(self.hosts.of(info.client_ip)), id(self.hosts.of(info.server_ip)))
-        for machine in self.machines:
+        for machine in self._machines():
             servers = {self.lookups.server_ip(row) for rows in self.lookups.asked_by(machine).values() for row in rows}
             for ip in servers:
                 traffic.call(id(machine), id(self.hosts.of(ip)))
+        return traffic
+
+    def _fates(self, traces: list[Trace]) -> list[Delivery]:
         rows: list[Delivery] = []
-        for trace in self.traces:
-            mine = fate.Judge(trace, self.scene, traffic).deliveries()
+        for trace in traces:
+            mine = fate.Judge(trace, self.scene, self.traffic).deliveries()
             trace.outcome = fate.message_outcome(trace, mine)
             rows += mine
         return rows
 
-    def _authentication(self) -> list[Authentication]:
+    def _authentication(self, traces: list[Trace]) -> list[Authentication]:
         """SPF, DKIM, DMARC and ARC, evaluated."""
-        judge = Judge(self.scene)
         rows: list[Authentication] = []
-        for trace in self.traces:
-            mine, odd = judge.judge(trace)
+        for trace in traces:
+            mine, odd = self.judge.judge(trace)
             rows += mine
             self.anomalies += odd
         return rows
 
-    def _count(self) -> None:
+    def _count(self, traces: list[Trace]) -> None:
         """Messages per machine."""
-        for trace in self.traces:
+        for trace in traces:
             part = {id(m): m for leg in trace.legs if leg.session is not None for m in (leg.client, leg.server) if m is not None}
             for machine in part.values():
                 machine.messages += 1
@@ -413,9 +583,7 @@ class _Telling:
     def _client_roles(self, server_roles: dict[str, str]) -> dict[str, str]:
         """The role in which an address asks DNS questions: its weightiest one in mail, else its own in DNS."""
         found: dict[str, str] = dict(server_roles)
-        for machine in self.machines:
-            if not self.lookups.asked_by(machine):
-                continue
+        for machine in self.hosts.machines() if len(self.lookups) else ():
             mail = {role: 0 for role, _ in machine.evidence if role not in ("resolver", "authoritative")}
             for (role, _), times in machine.evidence.items():
                 if role in mail:
@@ -426,14 +594,24 @@ class _Telling:
                     found[ip] = role
         return found
 
-    def _session_traces(self) -> dict[str, str | None]:
-        found: dict[str, str | None] = {}
-        for trace in self.traces:
+    def _of_sessions(self, traces: list[Trace]) -> None:
+        """The message of each session that is asked about."""
+        found, asked = self.session_traces, self.asked
+        if not asked:
+            return
+        for trace in traces:
             for leg in trace.legs:
-                if leg.session is not None:
+                if leg.session is not None and leg.session.session_id in asked:
                     key = leg.session.session_id
                     found[key] = trace.id if found.get(key, trace.id) == trace.id else None
-        return found
+
+
+def _unravel(traces: list[Trace]) -> None:
+    """Leave no circles behind: the collector may be off."""
+    for trace in traces:
+        for leg in trace.legs:
+            leg.trace = leg.parent = leg.children = None
+        trace.legs = []
 
 
 class _LegIndex:

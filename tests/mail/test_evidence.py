@@ -292,9 +292,21 @@ def test_whatever_is_seen_every_sighting_is_in_one_trace_and_the_order_is_no_mat
         assert h.parent_hop is None or h.parent_hop != h.hop
     assert all(sorted(numbers) == list(range(1, len(numbers) + 1)) for numbers in by_trace.values())
     want = (hops, rows(told.timeline), rows(told.messages), told.deliveries, rows(told.hosts))
+    assert in_parts(world) == [sorted(map(repr, table)) for table in want]
     random.shuffle(world.events)  # type: ignore[attr-defined]
     again = world.tell()
     assert (rows(again.hops), rows(again.timeline), rows(again.messages), again.deliveries, rows(again.hosts)) == want
+    assert in_parts(world) == [sorted(map(repr, table)) for table in want]
+
+
+def in_parts(world: World) -> list[list[str]]:
+    """The story told message by message out of a temporary file: rows of every table, in no order."""
+    told = world.tell(Limits(story_sightings=1, story_part=1))
+    found: list[list[str]] = [[], [], [], []]
+    for part in told.parts:
+        for table, some in zip(found, (part.hops, part.timeline, part.messages, part.deliveries), strict=True):
+            table.extend(map(repr, some))
+    return [sorted(table) for table in (*found, map(repr, told.hosts))]
 
 
 def test_times_that_were_not_seen_do_no_harm() -> None:

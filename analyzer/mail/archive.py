@@ -1,0 +1,362 @@
+"""Sightings out of the way: in a temporary file until their messages are told, a part of them at a time.
+
+Rules:
+1. What could join two sightings stays in memory as hashes (some 100 octets a sighting), so the file can be told message by
+   message: sightings that share a hash are told in the same part, and no join that `correlate` makes crosses two parts.
+2. What is told with an eye on other messages (failed connections, lookups, mailbox events, reports, opaque sessions) is told in
+   one part, the first; whom that concerns is found by hash or by machine.
+3. So the story is the same however many parts it is told in.
+"""
+
+import pickle
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import fields
+from operator import attrgetter
+from typing import IO, Any, NamedTuple
+
+from analyzer.limits import Limits
+from analyzer.mail.correlate import plain_id
+from analyzer.mail.received import Received
+from analyzer.mail.sightings import Sighting, Trail, first_handled
+from analyzer.protocols.base import Recipient, SessionInfo
+from analyzer.wire.types import Connection
+
+_RECIPIENTS = 32
+"""Recipients by which an envelope is known again; no fewer than `correlate` looks at."""
+_APART = ("session", "order", "recipients", "trail")
+_SIGHTING = tuple(name for name in Sighting.__slots__ if name not in _APART)
+_INFO = tuple(f.name for f in fields(SessionInfo) if f.name != "connection")
+_CONNECTION = tuple(f.name for f in fields(Connection) if f.name != "session")
+_RECIPIENT = tuple(f.name for f in fields(Recipient))
+_of_sighting, _of_info = attrgetter(*_SIGHTING), attrgetter(*_INFO)
+_of_connection, _of_recipient = attrgetter(*_CONNECTION), attrgetter(*_RECIPIENT)
+_LMTP, _HANDED_IN, _TRANSACTION = 1, 2, 4
+
+
+class Ends(NamedTuple):
+    """Who passed mail to whom, and how."""
+
+    client_ip: str
+    server_ip: str
+    transaction: bool
+    """Handed over; else fetched from a mailbox, or filed."""
+    lmtp: bool
+    handed_in: bool
+    """The client was the first to handle some message."""
+
+
+class Claim(NamedTuple):
+    """A hand-over by LMTP of which trace fields tell."""
+
+    writer_ip: str | None
+    """The server, when the hand-over above tells its address."""
+    field: Received
+
+
+class Archive:
+    """Sightings of sessions, put away.  `split` ends the taking in."""
+
+    def __init__(self, limits: Limits) -> None:
+        from tempfile import TemporaryFile
+
+        self._limits = limits
+        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._info_file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._place = array("q", [0])
+        """Where each sighting begins in the file; the last: where it ends."""
+        self._info_place = array("q", [0])
+        self._info_at = array("i")
+        """Number of a session -> its place among those written."""
+        self._open: dict[SessionInfo, int] = {}
+        """Sessions that are not over -> number."""
+        self._ts = array("q")
+        self._session = array("i")
+        self._how = array("B")
+        self._ends = array("i")
+        """Number of a session -> number of its two ends."""
+        self._pairs: dict[tuple[str, str], int] = {}
+        self._keys = array("q"), array("i")
+        """(hash, sighting): what joins sightings."""
+        self._faint = array("q"), array("i")
+        """The same for keys that join only where one of the two has something uncommon, as no Message-ID."""
+        self._searching: set[int] = set()
+        """Those of them that such a sighting has."""
+        self._passed = array("q"), array("i")
+        """(hash of a client's address, sighting): hand-overs of which trace fields tell."""
+        self.related: set[int] = set()
+        """Hashes by which reports and automatic replies, and what they are about, are known."""
+        self.claims: set[Claim] = set()
+
+    def __len__(self) -> int:
+        return len(self._ts)
+
+    def put(self, sightings: Iterable[Sighting], over: Collection[SessionInfo]) -> None:
+        """Put sightings away, and the sessions that are over."""
+        packed: list[bytes] = []
+        at = self._place[-1]
+        for s in sightings:
+            number = self._open.get(s.session)
+            if number is None:
+                number = self._open[s.session] = len(self._ends)
+                self._ends.append(-1)
+                self._info_at.append(-1)
+            octets = _packed(s)
+            packed.append(octets)
+            at += len(octets)
+            self._index(s, number)
+            self._place.append(at)
+        self._file.seek(0, 2)
+        self._file.write(b"".join(packed))
+        self._put_infos([info for info in over if info in self._open])
+
+    def _put_infos(self, infos: Iterable[SessionInfo]) -> None:
+        packed: list[bytes] = []
+        at = self._info_place[-1]
+        for info in infos:
+            number = self._open.pop(info)
+            ends = (info.stated_client_ip or info.client_ip, info.server_ip)
+            self._ends[number] = self._pairs.setdefault(ends, len(self._pairs))
+            packed.append(pickle.dumps((_of_info(info), _of_connection(info.connection)), 5))
+            at += len(packed[-1])
+            self._info_at[number] = len(self._info_place) - 1
+            self._info_place.append(at)
+        self._info_file.seek(0, 2)
+        self._info_file.write(b"".join(packed))
+
+    def _index(self, s: Sighting, session: int) -> None:
+        number, info = len(self._ts), s.session
+        self._ts.append(s.ts)
+        self._session.append(session)
+        transaction = s.kind == "transaction"
+        how = _TRANSACTION if transaction else 0
+        how |= _LMTP if info.protocol == "lmtp" else 0
+        how |= _HANDED_IN if transaction and first_handled(s) else 0
+        self._how.append(how)
+        keys = [hash((info.client_ip, info.client_port, info.server_ip, info.server_port, s.kind, s.index))]
+        if s.message_id is not None:
+            keys.append(hash(s.message_id))
+        if s.queue_id is not None and transaction:
+            self._queued(s, number, plain_id(s.queue_id), keys)
+        if s.envelope_id is not None:
+            keys.append(hash(("envelope", s.envelope_id)))
+        if s.trail is not None:
+            self._trail(s, number, keys)
+        if s.report_kind is not None or s.auto_submitted:
+            self.related.add(keys[0])
+            self.related.update(map(hash, s.answers))
+            if s.report is not None:
+                self.related.add(hash(s.report.message_id))
+                self.related.add(hash(("queued", s.report.queue_id)))
+                self.related.add(hash(("envelope", s.report.envelope_id)))
+        self._keys[0].extend(keys)
+        self._keys[1].extend([number] * len(keys))
+        self._faintly(s, number, transaction)
+
+    def _queued(self, s: Sighting, number: int, queue_id: str, keys: list[int]) -> None:
+        """Keys to a trace field with this queue id: queue ids come round again, so with what else has to agree (`wrote`)."""
+        info = s.session
+        name = (info.server_name or "").rstrip(".").lower()
+        keys.append(hash((queue_id, info.client_ip)))
+        if info.stated_client_ip is not None:
+            keys.append(hash((queue_id, info.stated_client_ip)))
+        if s.trail is None and s.header_complete:
+            keys.append(hash((queue_id,)))
+        keys += (hash((queue_id, "at", info.server_ip)), hash((queue_id, "by", name)))
+        faint = [hash(("queued", s.queue_id))]
+        if not s.has_content:
+            faint.append(hash((queue_id, "by", name, "unseen")))
+            self._searching.add(faint[-1])
+        self._faint[0].extend(faint)
+        self._faint[1].extend([number] * len(faint))
+
+    def _stamped(self, trail: Trail, number: int, queue_id: str, keys: list[int]) -> None:
+        """The same from the trace field's side."""
+        field = trail.field
+        if trail.below is None:
+            keys.append(hash((queue_id,)))
+        if field.by_ip is not None:
+            keys.append(hash((queue_id, "at", field.by_ip)))
+        if field.ip is not None:
+            keys.append(hash((queue_id, field.ip)))
+            self._faint[0].append(hash((queue_id, "by", field.by, "unseen")))
+            self._faint[1].append(number)
+        else:
+            keys.append(hash((queue_id, "by", field.by)))
+
+    def _trail(self, s: Sighting, number: int, keys: list[int]) -> None:
+        host = None if s.kind == "append" else s.session.server_ip
+        if s.kind == "transaction":
+            host = s.session.stated_client_ip or s.session.client_ip
+        trail = s.trail
+        while trail is not None:
+            field = trail.field
+            keys.append(trail.mark)
+            if field.id is not None:
+                self._stamped(trail, number, plain_id(field.id), keys)
+            if field.handed_over:
+                self._passed[0].append(hash(field.ip))
+                self._passed[1].append(number)
+                if "LMTP" in (field.protocol or "") and len(self.claims) < self._limits.hosts:
+                    self.claims.add(Claim(host, field._replace(id=None, recipient=None, ts=None)))
+                host = field.ip
+            trail = trail.below
+
+    def _faintly(self, s: Sighting, number: int, transaction: bool) -> None:
+        """Keys of `correlate` for what has no Message-ID: the body with fields that nobody rewrites; the envelope."""
+        keys: list[int] = []
+        if s.body_digest is not None and s.header_date is not None:
+            keys.append(hash((s.body_digest, s.header_date, s.header_from, s.subject)))
+            if s.message_id is None:
+                self._searching.add(keys[0])
+        if transaction:
+            reverse_path = s.mail_from.lower() if s.mail_from is not None else None
+            envelope = [hash((reverse_path, r.address.lower())) for r in s.recipients[:_RECIPIENTS]] or [hash((reverse_path,))]
+            keys += envelope
+            if s.message_id is None and s.body_digest is None:
+                self._searching.update(envelope)
+        self._faint[0].extend(keys)
+        self._faint[1].extend([number] * len(keys))
+
+    # out
+
+    def ends(self) -> Iterator[Ends]:
+        """Who passed mail to whom, each pair once."""
+        self._put_infos(list(self._open))
+        import numpy as np
+
+        ends = np.frombuffer(self._ends, np.int32)[np.frombuffer(self._session, np.int32)].astype(np.int64)
+        pairs = list(self._pairs)
+        for both in np.unique(ends << 8 | np.frombuffer(self._how, np.uint8)).tolist():
+            how = both & 0xFF
+            client_ip, server_ip = pairs[both >> 8]
+            yield Ends(client_ip, server_ip, bool(how & _TRANSACTION), bool(how & _LMTP), bool(how & _HANDED_IN))
+
+    def split(
+        self, keys: Collection[int], clients: Collection[str], servers: Collection[str], opaque: Collection[str], size: int
+    ) -> tuple[Any, list[Any]]:
+        """(the part told first, the others): numbers of sightings, some `size` in each.
+
+        Told first is what has one of `keys`; whose client is one of `clients`, or whose server one of `servers`; and what
+        trace fields say was passed on by one of `opaque`.
+        """
+        import numpy as np
+
+        count = len(self._ts)
+        label = _components(count, *self._joining())
+        first = np.zeros(count, bool)
+        wanted = np.fromiter((*self.related, *keys), np.int64)
+        for columns in (self._keys, self._faint) if len(wanted) else ():
+            first[_columns(columns)[1][np.isin(_columns(columns)[0], wanted)]] = True
+        held = [client in clients or server in servers for client, server in self._pairs]
+        ends = np.frombuffer(self._ends, np.int32)[np.frombuffer(self._session, np.int32)]
+        first |= np.array(held, bool)[ends]
+        if opaque:
+            key, owner = _columns(self._passed)
+            first[owner[np.isin(key, np.fromiter(map(hash, (None, *opaque)), np.int64))]] = True
+        concerned = np.zeros(count, bool)
+        concerned[label[first]] = True
+        first = concerned[label]
+        began = np.full(count, np.iinfo(np.int64).max)
+        np.minimum.at(began, label, np.frombuffer(self._ts, np.int64))
+        order = np.lexsort((label, began[label]))
+        order = order[~first[order]]
+        parts: list[Any] = []
+        start = 0
+        edges = np.flatnonzero(np.diff(label[order], prepend=-1))
+        while start < len(order):
+            at = np.searchsorted(edges, start + size)
+            until = int(edges[at]) if at < len(edges) else len(order)
+            parts.append(np.sort(order[start:until]))
+            start = until
+        return np.flatnonzero(first), parts
+
+    def _joining(self) -> tuple[Any, Any]:
+        """Every (hash, sighting) that may join."""
+        import numpy as np
+
+        keys, owners = _columns(self._keys)
+        if not self._searching:
+            return keys, owners
+        faint, theirs = _columns(self._faint)
+        sought = np.isin(faint, np.fromiter(self._searching, np.int64))
+        return np.concatenate((keys, faint[sought])), np.concatenate((owners, theirs[sought]))
+
+    def get(self, numbers: Any) -> list[Sighting]:
+        """Sightings by their numbers."""
+        self._file.flush()
+        self._info_file.flush()
+        infos: dict[int, SessionInfo] = {}
+        trails: dict[int, Trail] = {}
+        found: list[Sighting] = []
+        for number in numbers.tolist():
+            start, end = self._place[number], self._place[number + 1]
+            self._file.seek(start)
+            s = _unpacked(self._file.read(end - start), trails)
+            session = self._session[number]
+            info = infos.get(session)
+            if info is None:
+                info = infos[session] = self._info(self._info_at[session])
+            s.session = info
+            found.append(s)
+        return found
+
+    def _info(self, at: int) -> SessionInfo:
+        self._info_file.seek(self._info_place[at])
+        values, connection = pickle.loads(self._info_file.read(self._info_place[at + 1] - self._info_place[at]))
+        of_connection = dict(zip(_CONNECTION, connection, strict=True))
+        return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
+
+    def close(self) -> None:
+        """Give the temporary files back."""
+        self._file.close()
+        self._info_file.close()
+
+
+def _columns(pair: tuple["array[int]", "array[int]"]) -> tuple[Any, Any]:
+    """Hashes and their sightings' numbers as numpy columns."""
+    import numpy as np
+
+    return np.frombuffer(pair[0], np.int64), np.frombuffer(pair[1], np.int32)
+
+
+def _packed(s: Sighting) -> bytes:
+    trail = [(t.mark, t.octets - (t.below.octets if t.below else 0), tuple(t.field)) for t in s.trail or ()]
+    return pickle.dumps((_of_sighting(s), list(map(_of_recipient, s.recipients)), trail), 5)
+
+
+def _unpacked(octets: bytes, trails: dict[int, Trail]) -> Sighting:
+    values, recipients, fields_ = pickle.loads(octets)  # our own file, which has no name
+    s = Sighting()
+    for name, value in zip(_SIGHTING, values, strict=True):
+        setattr(s, name, value)
+    s.order = 0
+    s.recipients = [Recipient(*r) for r in recipients]
+    trail: Trail | None = None
+    for mark, octets_, field in reversed(fields_):
+        known = trails.get(mark)
+        if known is None:
+            known = trails[mark] = Trail(Received._make(field), trail, octets_, mark)
+        trail = known
+    s.trail = trail
+    return s
+
+
+def _components(count: int, keys: Any, owners: Any) -> Any:
+    """A number for each sighting, the same for those that keys join: the least of their numbers."""
+    import numpy as np
+
+    order = np.argsort(keys, kind="stable")
+    keys, owners = keys[order], owners[order]
+    same = keys[1:] == keys[:-1]
+    a, b = owners[:-1][same], owners[1:][same]
+    label = np.arange(count)
+    while True:
+        mine, theirs = label[a], label[b]
+        apart = mine != theirs
+        if not apart.any():
+            return label
+        a, b, mine, theirs = a[apart], b[apart], mine[apart], theirs[apart]
+        np.minimum.at(label, np.maximum(mine, theirs), np.minimum(mine, theirs))
+        while len(np.flatnonzero((above := label[label]) != label)):
+            label = above
