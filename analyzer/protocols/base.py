@@ -420,6 +420,8 @@ class Session:
     def feed(self, *chunks: Chunk) -> list[Event]:
         """Take ordered octets, each chunk of one direction; return what they complete."""
         for chunk in chunks:
+            if chunk.gap:
+                self.pump()  # what is kept while a loss is looked at must not hold all that lies behind it, loss after loss
             from_client = chunk.orig == self.client_is_orig
             if self.tls is not None:
                 for plain in self.tls.feed(chunk, from_client, self):
