@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from analyzer.limits import Limits
 from analyzer.protocols.base import Malformed
 from analyzer.protocols.dns import Datagrams, TcpSession, Transaction, candidate_rows, probe
-from analyzer.protocols.dns.message import HEADER, by_dnspython, name_text, read, read_question
+from analyzer.protocols.dns.layout import HEADER
 from analyzer.protocols.dns.message import _rdata as lean
+from analyzer.protocols.dns.message import by_dnspython, name_text, read, read_question
 from analyzer.protocols.dns.purpose import purpose
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.types import V4_PREFIX, Packets
@@ -763,3 +764,53 @@ def test_probe() -> None:
     assert probe(b"220 mx ESMTP\r\n" * 3, b"", 40001, 25, True) is None
     assert probe(b"\x16\x03\x01\x02\0\1\0\1\xfc\3\3" + bytes(40), b"", 40001, 853, True) is None
     assert connection(53).resp_port == 53
+
+
+def _flagged(wire_: bytes, flags: int) -> bytes:
+    return wire_[:2] + (int.from_bytes(wire_[2:4], "big") ^ flags).to_bytes(2, "big") + wire_[4:]
+
+
+shapes = st.tuples(
+    st.sampled_from(["a.test.", "A.test.", "b.example.test.", "."]),
+    st.sampled_from(["A", "AAAA", "MX", "TXT", "PTR", "SOA"]),
+    st.sampled_from([None, 0, 1]),
+    st.lists(
+        st.sampled_from(
+            [
+                "a.test. 60 A 192.0.2.1",
+                "a.test. 4294967295 A 192.0.2.2",
+                "b.example.test. 5 AAAA 2001:db8::1",
+                "a.test. 7 AAAA ::1",
+                "a.test. 9 MX 10 mx.a.test.",
+                'b.example.test. 9 TXT "v=spf1 -all"',
+                "other.test. 3 A 192.0.2.3",
+            ]
+        ),
+        max_size=2,
+    ),
+    st.sampled_from([0, 0, 0, 0x0100, 0x0200, 0x0400, 0x7800, 0x8000]),
+    st.integers(0, 3),
+    st.integers(0, 40),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(shapes, min_size=1, max_size=8))
+def test_many_datagrams_at_once_tell_what_one_by_one_tell(
+    talk: list[tuple[str, str, int | None, list[str], int, int, int]],
+) -> None:
+    datagrams = []
+    for ident, (name, kind, edns, records, flags, twist, lost) in enumerate(talk):
+        ask = query(name, kind, ident, use_edns=-1 if edns is None else edns)
+        said = wire(answer(ask, *records))
+        said = _flagged(said, flags) if twist == 1 else said[: max(len(said) - lost, 12)] if twist == 2 else said
+        datagrams += [asks(ident, ask), says(ident + 0.5, said)]
+    whole, single = Datagrams(Limits()), Datagrams(Limits())
+    batch = packets(datagrams)
+    found = whole.feed(batch, candidate_rows(batch)) + whole.finish()
+    one_by_one: list[Transaction | Anomaly] = []
+    for i, datagram in enumerate(datagrams):
+        one = packets([datagram], first=i + 1)
+        one_by_one += single.feed(one, candidate_rows(one))
+    one_by_one += single.finish()
+    assert sorted(map(repr, found)) == sorted(map(repr, one_by_one))

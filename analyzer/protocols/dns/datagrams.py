@@ -1,18 +1,20 @@
 """DNS over UDP: headers as numpy columns, messages decoded once per distinct content, pairing by a dictionary."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from ipaddress import IPv6Address
-from itertools import count, repeat
-from socket import inet_ntoa
+from itertools import repeat
+from socket import AF_INET6, inet_ntoa, inet_ntop
 from struct import Struct
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzer.limits import Limits
-from analyzer.protocols.dns.message import HEADER, Message, Question, read, read_question
+from analyzer.protocols.dns.layout import HEADER, headers, of_pairs, windows
+from analyzer.protocols.dns.message import Message, Question, Said, read, read_question
 from analyzer.protocols.dns.record import Transaction
 from analyzer.protocols.dns.rows import belong, fault, same, transaction
 from analyzer.wire.anomalies import Anomaly
@@ -32,19 +34,12 @@ _TYPES_OF_MAIL = frozenset("A AAAA MX TXT PTR CNAME NS SOA SRV TLSA SPF".split()
 
 Rows = NDArray[np.int64]
 Found = list[Transaction | Anomaly]
+_Group = tuple[Rows, Rows, list[Said], Iterable[list[str] | None], Iterable[int | None]]
+"""Questions and their answers, by datagram of the batch; what the answers say, their answer sections and smallest TTLs."""
+Known = TypeVar("Known")
 
 _new: Callable[[type[Transaction], tuple[Any, ...]], Transaction] = tuple.__new__
 """Makes a row without binding each argument by name."""
-
-
-def _headers(packets: Packets, rows: Rows) -> NDArray[np.uint16]:
-    """Six 16-bit words of each row's header; every row must hold `HEADER` octets."""
-    if not len(rows):
-        return np.empty((0, 6), dtype=np.uint16)
-    octets = np.frombuffer(packets.data, dtype=np.uint8)
-    windows = np.ndarray((len(octets) - HEADER + 1,), dtype=f"V{HEADER}", buffer=octets, strides=(1,))
-    words: NDArray[np.uint16] = windows[packets.payload[rows]].view(">u2").reshape(-1, 6).astype(np.uint16)
-    return words
 
 
 def candidate_rows(packets: Packets) -> Rows:
@@ -58,7 +53,7 @@ def candidate_rows(packets: Packets) -> Rows:
     certain: Rows = udp[usual]
     if not len(odd):
         return certain
-    head = _headers(packets, odd)
+    head = headers(np.frombuffer(packets.data, dtype=np.uint8), packets.payload[odd])
     odd = odd[(head[:, 1] & 0x7870 == 0) & (head[:, 2] == 1) & (head[:, 3:] < 64).all(axis=1)]
     sure = [row for row in odd.tolist() if _surely_dns(packets, row)]
     return np.sort(np.concatenate([certain, np.array(sure, dtype=np.int64)])) if sure else certain
@@ -85,8 +80,7 @@ class Datagrams:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._memo = _Memo(limits)
-        self._addresses = _Addresses()
+        self._knowledge = _Knowledge(limits)
         self._taps: dict[str, _Tap] = {}
 
     def feed(self, packets: Packets, rows: Rows) -> Found:
@@ -120,7 +114,7 @@ class Datagrams:
             elif ts >= other.ts_last and (tap is None or other.ts_last > tap.ts_last):
                 tap = other
         self._taps = {name: other for name, other in self._taps.items() if other is not tap}
-        self._taps[source] = tap = tap or _Tap(self.limits, self._memo, self._addresses)
+        self._taps[source] = tap = tap or _Tap(self.limits, self._knowledge)
         return tap
 
 
@@ -129,23 +123,42 @@ def _too_short(packets: Packets, row: int) -> Anomaly:
     return Anomaly(int(packets.ts[row]), packets.source, None, None, "dns_malformed", detail, int(packets.frame[row]))
 
 
-class _Memo:
-    """Messages by their octets, identifier aside: two generations, the older forgotten when the younger is full."""
+class _Memo(Generic[Known]):
+    """What octets mean: two generations, the older forgotten when the younger is full."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.dns_memo // 2
+        self.young: dict[bytes, Known] = {}
+        self._old: dict[bytes, Known] = {}
+
+    def miss(self, octets: bytes, understand: Callable[[], Known]) -> Known:
+        """What is not in `young`."""
+        found = self._old.get(octets)
+        if found is None:
+            found = understand()
+        if len(octets) <= _REMEMBERED:
+            if len(self.young) >= self._most:
+                self._old = dict(self.young)
+                self.young.clear()
+            self.young[octets] = found
+        return found
+
+
+class _Knowledge:
+    """What all taps of an analysis share: only speed depends on it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.young: dict[bytes, Message] = {}
-        self._old: dict[bytes, Message] = {}
+        self.messages: _Memo[Message] = _Memo(limits)
+        """By octets, identifier aside."""
+        self.said: _Memo[Said] = _Memo(limits)
+        """By the octets of a plain answer that matter (not its identifier, TTL, or address told); empty: not plain after all."""
+        self.addresses = _Addresses()
 
-    def miss(self, octets: bytes) -> Message:
-        """The message that is not in `young`."""
-        message = self._old.get(octets) or read(b"\0\0" + octets, self.limits)
-        if len(octets) <= _REMEMBERED:
-            if len(self.young) >= self.limits.dns_memo // 2:
-                self._old = dict(self.young)
-                self.young.clear()
-            self.young[octets] = message
-        return message
+    def message(self, octets: bytes) -> Message:
+        """What a message says; `octets` begin behind the identifier."""
+        known = self.messages.young.get(octets)
+        return known or self.messages.miss(octets, lambda: read(b"\0\0" + octets, self.limits))
 
 
 class _Addresses(dict[Any, str]):
@@ -167,8 +180,8 @@ _KEY = Struct("=QQQQHHHH")
 """Client, server, client's port, server's port, identifier, 0: one exchange, its question aside."""
 _Asked = tuple[Message, int, int, int, int, str]
 """A question waiting: message, time, frame, time of its last copy, copies after the first, source."""
-_Answer = tuple[Message, int, int, str, int]
-"""An answer: message, time, frame, source, number of the datagram."""
+_Answer = tuple[Message | bytes, int, int, str, int]
+"""An answer: message (or its octets behind the identifier), time, frame, source, number of the datagram."""
 
 
 class _Several(dict[bytes, _Asked]):
@@ -180,7 +193,8 @@ class _Batch:
 
     def __init__(self, packets: Packets, rows: Rows) -> None:
         src_port, dst_port = packets.src_port[rows], packets.dst_port[rows]
-        head = _headers(packets, rows)
+        self.octets = np.frombuffer(packets.data, dtype=np.uint8)
+        self.head = head = headers(self.octets, packets.payload[rows])
         self.is_answer, self.odd = _directions(head, src_port, dst_port)
         back = self.is_answer
         self.client_port = np.where(back, dst_port, src_port)
@@ -198,6 +212,17 @@ class _Batch:
         self.begin = packets.payload[rows]
         self.length = packets.length[rows]
         self.cut = self.length < packets.wire_length[rows]
+        self.data = packets.data
+        if type(self.data) is not bytes and int(self.length.sum()) * 4 > len(self.data):
+            self.data = bytes(self.data)  # slices of it need no second copy
+
+    def slices(self, begin: Rows, end: Rows) -> list[bytes]:
+        """Octets between places of the batch."""
+        parts = map(slice, begin.tolist(), end.tolist())
+        data = self.data
+        if isinstance(data, bytes):
+            return list(map(data.__getitem__, parts))
+        return [bytes(data[part]) for part in parts]
 
     def keys(self, rows: Rows) -> list[bytes]:
         """`_KEY` of each."""
@@ -244,10 +269,9 @@ class _Tap:
     one by one through `waiting`, `orphans` and `answered`.
     """
 
-    def __init__(self, limits: Limits, memo: _Memo, addresses: _Addresses) -> None:
+    def __init__(self, limits: Limits, knowledge: _Knowledge) -> None:
         self.limits = limits
-        self.memo = memo
-        self.addresses = addresses
+        self.knowledge = knowledge
         self.source = ""
         self.ts_last = 0
         """Latest time seen."""
@@ -272,12 +296,11 @@ class _Tap:
         self.ts_last = max(self.ts_last, int(batch.ts.max()))
         for row in rows[batch.odd].tolist():
             found.append(_odd_direction(packets, row))
-        messages = self._messages(packets.data, batch)
         sweeps = self._sweep_rows(batch.ts)
         left = np.ones(len(rows), dtype=np.bool_)
         if len(self.waiting) + len(rows) <= self.limits.dns_waiting:
-            left[self._plain(batch, messages, sweeps, found)] = False
-        self._others(batch, np.flatnonzero(left), messages, sweeps, found)
+            left[self._plain(batch, sweeps, found)] = False
+        self._others(batch, np.flatnonzero(left), sweeps, found)
         self.datagrams += len(rows)
         if len(self.answered) > self.limits.dns_answered:
             self.answered, self.answered_before = {}, self.answered
@@ -293,27 +316,120 @@ class _Tap:
             row = int(np.searchsorted(latest, self.sweep_at))
         return due
 
-    def _messages(self, data: bytes | bytearray | memoryview, batch: _Batch) -> list[Message]:
-        known, miss = self.memo.young.get, self.memo.miss
-        slices = map(slice, (batch.begin + 2).tolist(), (batch.begin + batch.length).tolist())
-        if type(data) is not bytes:
-            if int(batch.length.sum()) * 4 < len(data):
-                return [known(octets) or miss(octets) for octets in (bytes(data[part]) for part in slices)]
-            data = bytes(data)
-        return [known(octets) or miss(octets) for octets in map(data.__getitem__, slices)]
-
     # the plain road
 
-    def _plain(self, batch: _Batch, messages: list[Message], sweeps: list[int], found: Found) -> Rows:
+    def _plain(self, batch: _Batch, sweeps: list[int], found: Found) -> Rows:
         """Rows of the exchanges that lie plainly in this batch; the datagrams they are made of."""
         asked, answered = batch.pairs(self.limits.dns_timeout, sweeps)
         keys = batch.keys(asked)
         known = set[bytes]().union(
             *(d.keys() & keys for d in (self.waiting, self.orphans, self.answered, self.answered_before) if d)
         )
-        clients, servers = batch.addresses(asked, self.addresses)
+        if known:
+            new = np.fromiter((key not in known for key in keys), dtype=np.bool_, count=len(keys))
+            asked, answered = asked[new], answered[new]
+        taken: list[tuple[Rows, Rows]] = []
+        shown: list[Transaction] = []
+        for questions, answers, said, sections, ttls in self._laid_out(batch, asked, answered):
+            shown += self._rows(batch, questions, answers, said, sections, ttls)
+            taken.append((questions, answers))
+        asked, answered = (np.concatenate(each) for each in zip(*taken, strict=True))
+        found += map(shown.__getitem__, np.argsort(asked).tolist())
+        recent = answered[answered >= len(batch.ts) - self.limits.dns_answered]
+        for key, octets, ts, frame, number in zip(
+            batch.keys(recent),
+            batch.slices(batch.begin[recent] + 2, batch.begin[recent] + batch.length[recent]),
+            batch.ts[recent].tolist(),
+            batch.frame[recent].tolist(),
+            (recent + self.datagrams).tolist(),
+            strict=True,
+        ):
+            self.answered[key] = (octets, ts, frame, self.source, number)
+        return np.concatenate([asked, answered])
+
+    def _laid_out(self, batch: _Batch, asked: Rows, answered: Rows) -> Iterator[_Group]:
+        """Exchanges by what had to be read of them."""
+        begin, length = batch.begin, batch.length
+        at = of_pairs(
+            batch.octets,
+            (begin[asked], length[asked]),
+            (begin[answered], length[answered]),
+            batch.head[asked],
+            batch.head[answered],
+        )
+        internet = at.plain & at.answers & (at.rclass == 1)
+        size = at.end - at.rdata
+        v4 = internet & (at.rtype == 1) & (size == 4)
+        v6 = internet & (at.rtype == 28) & (size == 16)
+        v6[v6] = batch.octets[at.rdata[v6]] != 0
+        start = begin[answered] + 2
+        for which, kind in ((at.plain & ~at.answers, ""), (v4, "A"), (v6, "AAAA"), (at.plain & at.answers & ~v4 & ~v6, "*")):
+            rows = np.flatnonzero(which)
+            keys = batch.slices(start[rows], at.section[rows] + (6 if kind == "*" else 0))
+            if kind == "*":
+                keys = [a + b for a, b in zip(keys, batch.slices(at.rdata[rows] - 2, at.end[rows]), strict=True)]
+            said = self._said(batch, keys, answered[rows])
+            if not all(said):
+                rows, said = rows[np.fromiter(map(bool, said), dtype=np.bool_, count=len(said))], [one for one in said if one]
+            ttls: Iterable[int | None] = at.ttl[rows].tolist() if kind else repeat(None)
+            sections: Iterable[list[str] | None]
+            if kind == "A":
+                texts = map(inet_ntoa, windows(batch.octets, at.rdata[rows], 4))
+                sections = [[f"{one[0]} A {text}"] for one, text in zip(said, texts, strict=True)]
+            elif kind == "AAAA":
+                texts = map(inet_ntop, repeat(AF_INET6), windows(batch.octets, at.rdata[rows], 16))
+                sections = [[f"{one[0]} AAAA {text}"] for one, text in zip(said, texts, strict=True)]
+            else:
+                sections = [one[7] for one in said]
+            yield asked[rows], answered[rows], said, sections, ttls
+        rest = np.flatnonzero(~at.plain)
+        first, second = ([self._message(batch, i) for i in which[rest].tolist()] for which in (asked, answered))
+        fit = np.fromiter((a.exact == b.exact for a, b in zip(first, second, strict=True)), dtype=np.bool_, count=len(rest))
+        messages = [b for b, fits in zip(second, fit.tolist(), strict=True) if fits]
+        rest = rest[fit]
+        yield (
+            asked[rest],
+            answered[rest],
+            [m.said for m in messages],
+            [m.answers for m in messages],
+            [m.ttl_min for m in messages],
+        )
+
+    def _said(self, batch: _Batch, keys: list[bytes], answered: Rows) -> list[Said]:
+        memo = self.knowledge.said
+        known = memo.young.get
+        found: list[Said] = [known(key, ()) for key in keys]
+        if not all(found):
+            for n, (key, row) in enumerate(zip(keys, answered.tolist(), strict=True)):
+                if not found[n]:
+                    found[n] = known(key) or memo.miss(key, partial(self._read_said, batch, row))
+        return found
+
+    def _read_said(self, batch: _Batch, row: int) -> Said:
+        message = self._message(batch, row)
+        return () if message.fault else message.said
+
+    def _message(self, batch: _Batch, row: int) -> Message:
+        begin = int(batch.begin[row])
+        return self.knowledge.message(bytes(batch.data[begin + 2 : begin + int(batch.length[row])]))
+
+    def _rows(
+        self,
+        batch: _Batch,
+        asked: Rows,
+        answered: Rows,
+        said: list[Said],
+        sections: Iterable[list[str] | None],
+        ttls: Iterable[int | None],
+    ) -> Iterator[Transaction]:
+        """The table's rows of answered questions: columns of each field, put together."""
+        if not said:
+            return iter(())
+        names, types, rcodes, aa, tc, rd, ra, _, purposes, opcodes, classes = zip(*said, strict=True)
+        clients, servers = batch.addresses(asked, self.knowledge.addresses)
         ts, ts_reply = batch.ts[asked], batch.ts[answered]
-        ends = zip(
+        none = repeat(None)
+        rows = zip(
             repeat(self.source),
             ts.tolist(),
             ts_reply.tolist(),
@@ -324,35 +440,33 @@ class _Tap:
             batch.server_port[asked].tolist(),
             repeat("udp"),
             batch.ident[asked].tolist(),
-            strict=False,
-        )
-        replies = [messages[i] for i in answered.tolist()]
-        append, new, row = found.append, _new, Transaction
-        others: list[int] = []
-        for n, end, question, reply, key, frame, reply_frame in zip(
-            count(),
-            ends,
-            map(messages.__getitem__, asked.tolist()),
-            replies,
-            keys,
+            names,
+            types,
+            rcodes,
+            aa,
+            tc,
+            rd,
+            ra,
+            sections,
+            ttls,
+            repeat(True),
+            repeat(0),
+            purposes,
+            none,
+            none,
+            none,
+            none,
             batch.frame[asked].tolist(),
             batch.frame[answered].tolist(),
+            opcodes,
+            classes,
             strict=False,
-        ):
-            if reply.exact != question.exact or key in known:
-                others.append(n)
-            else:
-                append(new(row, end + reply.row + (frame, reply_frame, reply.opcode, reply.qclass)))
-        plain = np.ones(len(asked), dtype=np.bool_)
-        plain[others] = False
-        recent = np.flatnonzero(plain & (answered >= len(messages) - self.limits.dns_answered))
-        for n, number in zip(recent.tolist(), (answered[recent] + self.datagrams).tolist(), strict=True):
-            self.answered[keys[n]] = (replies[n], int(ts_reply[n]), int(batch.frame[answered[n]]), self.source, number)
-        return np.concatenate([asked[plain], answered[plain]])
+        )
+        return map(_new, repeat(Transaction), rows)
 
     # the other road
 
-    def _others(self, batch: _Batch, rows: Rows, messages: list[Message], sweeps: list[int], found: Found) -> None:
+    def _others(self, batch: _Batch, rows: Rows, sweeps: list[int], found: Found) -> None:
         due = deque(sweeps)
         for key, i, ts, frame, answers, cut in zip(
             batch.keys(rows),
@@ -365,14 +479,14 @@ class _Tap:
         ):
             while due and due[0] <= i:
                 self._sweep(int(batch.ts[due.popleft()]), found)
-            message = messages[i]
+            message = self._message(batch, i)
             if message.fault is not None:
                 found.append(fault(self.source, message, ts, frame, cut))
                 if not message.plausible:
                     continue
             number = self.datagrams + i
             if answers:
-                self._answer(key, (message, ts, frame, self.source, number), found)
+                self._answer(key, message, (message, ts, frame, self.source, number), found)
             else:
                 self._ask(key, (message, ts, frame, ts, 0, self.source), number, found)
         for row in due:
@@ -401,12 +515,13 @@ class _Tap:
             found.append(Anomaly(None, source, None, None, "dns_repeated_answers", f"{copies} copies of answers", None))
         self.repeated.clear()
 
-    def _before(self, key: bytes, message: Message, ts: int, number: int, longest: int) -> _Answer | None:
+    def _before(self, key: bytes, message: Message, ts: int, number: int, longest: int) -> tuple[Message, _Answer] | None:
         """The answer that a question or answer under a key follows within a time, and within so many datagrams."""
         before = self.orphans.get(key) or self.answered.get(key) or self.answered_before.get(key)
         if before is None or abs(ts - before[1]) > longest or number - before[4] > self.limits.dns_answered:
             return None
-        return before if belong(before[0], message) else None
+        said = before[0] if isinstance(before[0], Message) else self.knowledge.message(before[0])
+        return (said, before) if belong(said, message) else None
 
     def _ask(self, key: bytes, asked: _Asked, number: int, found: Found) -> None:
         """A question: new, a copy, another one under a known key, or the question of an early answer."""
@@ -416,7 +531,7 @@ class _Tap:
             before = self._before(key, message, ts, number, self.limits.dns_copy)
             if before is not None:
                 if self.orphans.pop(key, None) is not None:
-                    self._pair(key, asked, before, found)
+                    self._pair(key, asked, before[0], before[1], found)
                 return  # else a copy that comes after the answer
             self.waiting[key] = asked
         elif isinstance(waiting, _Several):
@@ -439,15 +554,15 @@ class _Tap:
             return again
         return (*first[:3], again[1], first[4] + 1, first[5])
 
-    def _answer(self, key: bytes, answer: _Answer, found: Found) -> None:
+    def _answer(self, key: bytes, message: Message, answer: _Answer, found: Found) -> None:
         """An answer: to its question, to none, to another than asked, too late, or once more."""
-        message, ts, frame, source, number = answer
+        _, ts, frame, source, number = answer
         asked = self._waiting_for(key, message)
         if asked is not None:
             if ts - asked[3] > self.limits.dns_timeout:
                 self._unanswered(key, asked, found)
             elif belong(asked[0], message):
-                self._pair(key, asked, answer, found)
+                self._pair(key, asked, message, answer, found)
                 return
             else:
                 self.waiting[key] = asked
@@ -482,9 +597,9 @@ class _Tap:
         self.waiting[key] = waiting if len(waiting) > 1 else next(iter(waiting.values()))
         return asked
 
-    def _pair(self, key: bytes, asked: _Asked, answer: _Answer, found: Found) -> None:
+    def _pair(self, key: bytes, asked: _Asked, message: Message, answer: _Answer, found: Found) -> None:
         """Rows of a question and its answer, one per question where a message has several."""
-        message, ts, frame, _, _ = answer
+        _, ts, frame, _, _ = answer
         question, first, asked_frame, last, copies, source = asked
         for one in question.questions or message.questions or (None,):
             rtt = (ts - last) / 1e9 if ts >= last else None
@@ -504,6 +619,7 @@ class _Tap:
         """An answer whose question was not seen."""
         answer = self.orphans.pop(key)
         message, ts, frame, source, _ = answer
+        assert isinstance(message, Message)
         for one in message.questions or (None,):
             found.append(self._row(key, source, ts, ts, None, one, None, message, 0, None, frame))
         self.answered[key] = answer
@@ -523,9 +639,10 @@ class _Tap:
         reply_frame: int | None,
     ) -> Transaction:
         client_hi, client_lo, server_hi, server_lo, client_port, server_port, ident, _ = _KEY.unpack(key)
+        addresses = self.knowledge.addresses
         return transaction(
             source,
-            (self.addresses[client_hi, client_lo], client_port, self.addresses[server_hi, server_lo], server_port),
+            (addresses[client_hi, client_lo], client_port, addresses[server_hi, server_lo], server_port),
             "udp",
             ident,
             one,

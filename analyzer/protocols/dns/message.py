@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Malformed
+from analyzer.protocols.dns.layout import HEADER
 from analyzer.protocols.dns.purpose import purpose
 
-HEADER = 12
-"""Octets of the header (RFC 1035 4.1.1)."""
 NAME_HOPS = 127
 """Compression pointers followed for one name: as many as a name can have labels."""
 OPCODES = {0: "QUERY", 1: "IQUERY", 2: "STATUS", 4: "NOTIFY", 5: "UPDATE", 6: "DSO"}
@@ -55,6 +54,10 @@ class Question(NamedTuple):
     klass: str
 
 
+Said = tuple[Any, ...]
+"""What an answer's row shows of it: qname, qtype, rcode, aa, tc, rd, ra, answers, purpose, opcode, qclass."""
+
+
 @dataclass(slots=True, eq=False)
 class Message:
     """What a message says, its identifier apart.  Shared between datagrams: never changed."""
@@ -83,8 +86,8 @@ class Message:
     """What is wrong with it."""
     plausible: bool
     """The header can be a DNS message's, even where nothing else could be read."""
-    row: tuple[Any, ...] = ()
-    """The fields of a `Transaction` from `qname` to `server_role` that a plain answer to an uncopied question gives."""
+    said: Said = ()
+    """What of it is shown."""
 
 
 def read(wire: bytes, limits: Limits) -> Message:
@@ -137,7 +140,7 @@ def read(wire: bytes, limits: Limits) -> Message:
     )
     m = message
     m.exact = m.key + (b"\1" if m.rd else b"\0") if len(questions) == 1 and not fault else b"answer" if reply else b"question"
-    m.row = (m.qname, m.qtype, m.rcode, m.aa, m.tc, m.rd, m.ra, found, ttl, True, 0, m.purpose, None, None, None, None)
+    m.said = (m.qname, m.qtype, m.rcode, m.aa, m.tc, m.rd, m.ra, found, m.purpose, m.opcode, m.qclass)
     return message
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Event, Malformed, Recognised, Session
-from analyzer.protocols.dns.message import HEADER, OPCODES, Message, Question, read, read_question
+from analyzer.protocols.dns.layout import HEADER
+from analyzer.protocols.dns.message import OPCODES, Message, Question, read, read_question
 from analyzer.protocols.dns.rows import fault, transaction
 from analyzer.protocols.inbox import Inbox
 from analyzer.wire.anomalies import Anomaly
