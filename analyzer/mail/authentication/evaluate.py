@@ -60,7 +60,8 @@ class Judge:
                     detail = ", ".join(sorted({f"{c.method}={c.result} by {c.by}" for c in forged}))
                     odd.append(_anomaly(trace, s, "authentication_results_forged", detail))
             own.update(wrote)
-            incoming = leg.server_role == "mx" and leg.protocol == "smtp" and not self._within(leg, s)
+            known = self._asked or s.signatures is not None or bool(s.dkim)
+            incoming = known and leg.server_role == "mx" and leg.protocol == "smtp" and not self._within(leg, s)
             if incoming or wrote:
                 for row in self._leg(trace, leg, s, wrote, incoming):
                     rows.append(row)
