@@ -14,7 +14,6 @@ Rules
 """
 
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ import numpy as np
 from analyzer.limits import Limits
 from analyzer.wire.packets import checksums_ok
 from analyzer.wire.pending import Pending, Piece, Span, part
-from analyzer.wire.smooth import LEAST, Smooth
 from analyzer.wire.types import Chunk, Connection, Packets
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
@@ -43,8 +41,6 @@ _OLD_PARTS = 32
 _SKEW = 3
 _SKEW_SHARE = 20
 """The capture is said to be skewed when octets come after their acknowledgement this often, and once in so many packets."""
-_PATIENCE = 8
-"""Rows taken one by one before it is tried again to take those that follow at once."""
 _OPENING = 64
 """Packets within which the ACK that completes the handshake is waited for."""
 
@@ -52,10 +48,7 @@ _OPENING = 64
 class Columns:
     """Rows of a batch, those of one flow side by side, as lists."""
 
-    __slots__ = (
-        "ack", "batch", "buf", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "smooth", "ts", "until",
-        "wire",
-    )  # fmt: skip
+    __slots__ = ("ack", "batch", "buf", "flags", "frame", "kind", "length", "odd", "place", "row", "seq", "side", "ts", "wire")
 
     batch: Packets | None
     """Where they are from; None when they have outlived it."""
@@ -77,19 +70,11 @@ class Columns:
     frame: list[int]
     kind: list[int]
     """VLAN << 8 | TTL."""
-    until: list[int]
-    """Where the smooth stretch ends that a row is in, 0 when it is in none."""
-    smooth: "Smooth"
 
     def octets(self, k: int) -> bytes:
         """Payload of a row."""
         place = self.place[k]
         return bytes(self.buf[place : place + self.length[k]])
-
-    def beware(self, i: int, j: int) -> None:
-        """These rows need care."""
-        self.odd[i:j] = [True] * (j - i)
-        self.until[i:j] = [0] * (j - i)
 
     def one(self, k: int) -> "Columns":
         """A copy of one row that outlives the batch."""
@@ -97,7 +82,7 @@ class Columns:
         copy.batch, copy.buf = None, self.octets(k)
         for name in ("ack", "flags", "frame", "kind", "length", "row", "seq", "side", "ts", "wire"):
             setattr(copy, name, [getattr(self, name)[k]])
-        copy.place, copy.odd, copy.until = [0], [True], [0]
+        copy.place, copy.odd = [0], [True]
         return copy
 
     def kept(self, k: int, order: int) -> "Kept":
@@ -199,17 +184,6 @@ class Half:
         else:
             self.nseq = (self.base + self.next) & _MOD
             self.plain = not self.soft and not self.pend
-
-    def take(self, rows: list[int], lengths: list[int], acks: list[int], origin: int, at: int) -> None:
-        """Rows with payload, each going on from the one before; in `acks`, sequence number `origin` is the offset `at`."""
-        starts = list(accumulate(lengths, initial=self.next))
-        self.next = starts.pop()
-        self.nseq = (self.base + self.next) & _MOD
-        self.rows += rows
-        self.starts += starts
-        origin, at = _SIGN - origin, at - _SIGN
-        offsets = [((ack + origin) & _MOD) + at for ack in acks]
-        self.acks += offsets if min(offsets) >= 0 else [max(a, -1) for a in offsets]
 
     def final(self, limits: Limits) -> int:
         """Offset below which the first copy stands: acknowledged, or no acknowledgements to be seen, or long ago."""
@@ -316,67 +290,12 @@ class Flow:
 
     def run(self, c: Columns, i: int, j: int) -> int:
         """Take rows i..j; returns the first that was not taken: it is another connection's, or this one is over."""
+        zero, one = self.half
+        both = ((zero, one), (one, zero))
         if c.ts[i] - self.ts_before > self.limits.connection_idle:
             self.over = self.ending or "timeout"
             return i
         self.columns, self.begin = c, i
-        k, until, patience = i, c.until, _PATIENCE
-        while k < j:
-            stop = until[k]
-            if stop:
-                stop = min(stop, j)
-                if not self.busy and self._smooth(c, k, stop):
-                    k = stop
-                    continue
-                stop = min(stop, k + patience)
-                patience *= 2
-            else:
-                stop = k + 1
-                while stop < j and not until[stop]:
-                    stop += 1
-            k = self._one_by_one(c, k, stop)
-            if k < stop or self.over:
-                break
-        self._end_run(c, i, k)
-        return k
-
-    def _smooth(self, c: Columns, i: int, j: int) -> bool:
-        """Take rows of a smooth stretch at once, when they go on from where the connection is; whether they do."""
-        zero, one = self.half
-        if not (zero.plain and one.plain) or zero.una < 0 or one.una < 0:
-            return False
-        smooth = c.smooth
-        known = smooth.at.get(i) if c.until[i] == j else None
-        if known is None:
-            if j - i < 2 * LEAST:
-                return False
-            known = smooth.look(i, j)
-        first0, seq0, ack0, beyond0, raw0, up0, p0, q0, sent0, first1, seq1, ack1, beyond1, raw1, up1, p1, q1, sent1 = known
-        next0, next1, nseq0, nseq1 = zero.next, one.next, zero.nseq, one.nseq
-        if first0 >= 0:
-            if (seq0 + sent0) & _MOD != nseq0:
-                return False
-            if ((ack0 - nseq1 + sent1 + _SIGN) & _MOD) - _SIGN + beyond0 > 0:
-                return False
-        if first1 >= 0:
-            if (seq1 + sent1) & _MOD != nseq1:
-                return False
-            if ((ack1 - nseq0 + sent0 + _SIGN) & _MOD) - _SIGN + beyond1 > 0:
-                return False
-        if p0 < q0:
-            zero.take(smooth.rows[0][p0:q0], smooth.lengths[0][p0:q0], smooth.acks[0][p0:q0], nseq1, next1)
-        if p1 < q1:
-            one.take(smooth.rows[1][p1:q1], smooth.lengths[1][p1:q1], smooth.acks[1][p1:q1], nseq0, next0)
-        if first0 >= 0:
-            one.una = max(one.una, next1 + ((raw0 - nseq1 + _SIGN) & _MOD) - _SIGN + up0)
-        if first1 >= 0:
-            zero.una = max(zero.una, next0 + ((raw1 - nseq0 + _SIGN) & _MOD) - _SIGN + up1)
-        return True
-
-    def _one_by_one(self, c: Columns, i: int, j: int) -> int:
-        """Take rows as they come; the first not taken."""
-        zero, one = self.half
-        both = ((zero, one), (one, zero))
         k = i
         for odd, side, seq, n, ack in zip(c.odd[i:j], c.side[i:j], c.seq[i:j], c.length[i:j], c.ack[i:j], strict=True):
             if odd or self.busy:
@@ -401,6 +320,7 @@ class Flow:
                     else:
                         self._segment(c, k, h, o, seq, a)
             k += 1
+        self._end_run(c, i, k)
         return k
 
     @property

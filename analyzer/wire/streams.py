@@ -18,7 +18,6 @@ from analyzer.limits import Limits
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.connections import ACK, FIN, RST, SYN, URG, Columns, Flow
 from analyzer.wire.flows import CLOSED, HALF, IGNORED, LIVE, NONE, Ends, Flows
-from analyzer.wire.smooth import Smooth
 from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Delivery, Packets
 
 Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
@@ -439,7 +438,7 @@ class Streams:
             stop = min(start + _BIG, end)
             part = b.columns(p, np.arange(start, stop))
             if slot in self._moved:
-                part.beware(0, stop - start)
+                part.odd = [True] * (stop - start)
                 kinds = (int(self._flows.vlan0[slot]), int(self._flows.vlan1[slot]), *kinds[2:])
             if not self._rows(slot, part, 0, stop - start, kinds):
                 self._apart[-1][1].extend(b.row[stop:end].tolist())
@@ -471,7 +470,7 @@ class Streams:
                     self._apart.append((slot, c.row[i:j].tolist()))
                     return False
                 kinds = self._adopt_vlan(slot, c, i, kinds)
-                c.beware(i, j)
+                c.odd[i:j] = [True] * (j - i)
         flow = live.get(slot)
         if flow is not None:
             self._rest(flow)
@@ -645,10 +644,9 @@ class Streams:
         limit = self._limits.unrecognised_bytes
         while i < j and not flow.wanted:
             held = flow.taken()
-            most = max(held) + sum(c.length[i:j])
-            if most <= limit:
-                break
             bound = min(limit, _HEAD) if max(held) <= _HEAD else limit
+            if max(held) + sum(c.length[i:j]) <= bound:
+                break
             stop = i
             while stop < j and max(held) <= bound:
                 held[c.side[stop]] += c.length[stop]
@@ -891,8 +889,6 @@ class _Batch:
         place = p.payload[rows]
         c.place = place.tolist()
         c.ts, c.frame, c.kind = self.ts[at].tolist(), p.frame[rows].tolist(), self.kind[at].tolist()
-        c.smooth = Smooth(self.group[at], self.side[at], self.odd[at], self.seq[at], self.ack[at], self.length[at])
-        c.until = c.smooth.until
         return c
 
 
