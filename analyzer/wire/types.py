@@ -121,8 +121,8 @@ class Connection:
     session: Any = None
     """The protocol session, kept here by the pipeline."""
     orig_seq: int = field(default=-1, repr=False)
-    """Sequence number of the first octet, the same in every tap, -1 unknown.  With `start` `mid` it is near the first seen: what comes
-    late in the first batch may be before it, so it is no result, only a way to know the connection again."""
+    """Sequence number of the first octet, the same in every tap, -1 unknown.  With `start` `mid` it is near the first seen: what
+    comes late in the first batch may be before it, so it is no result, only a way to know the connection again."""
     resp_seq: int = field(default=-1, repr=False)
 
 
