@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from time import gmtime
+from time import asctime, gmtime
 from typing import IO, Any
 
 from analyzer.errors import MailhopError
@@ -27,8 +27,6 @@ from analyzer.tables.export import iso
 from analyzer.tables.visible import encodable, visible
 
 MANIFEST = "manifest.jsonl"
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _FROM = b"From "
 
 
@@ -191,11 +189,8 @@ def _entry(name: str, digest: str | None, hop: Hop, message: Message) -> dict[st
 def _post(file: IO[bytes], hop: Hop, body: Body) -> None:
     """A message in mboxrd form: line ends LF, every line that reads `>...From ` with one more `>`."""
     sender = "".join(c for c in hop.mail_from or "" if "!" <= c <= "~") or "MAILER-DAEMON"
-    when = gmtime((hop.ts_end or hop.ts_start or 0) // 1_000_000_000)
-    date = (
-        f"{_DAYS[when.tm_wday]} {_MONTHS[when.tm_mon - 1]} {when.tm_mday:2} {when.tm_hour:02}:{when.tm_min:02}:{when.tm_sec:02}"
-    )
-    file.write(f"From {sender} {date} {when.tm_year}\n".encode())
+    when = asctime(gmtime((hop.ts_end or hop.ts_start or 0) // 1_000_000_000))
+    file.write(f"From {sender} {when}\n".encode())
     ended = True
     for line, begins in _lines(body):
         if begins and line.lstrip(b">").startswith(_FROM):

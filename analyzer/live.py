@@ -27,7 +27,7 @@ from analyzer.errors import CaptureError, MailhopError
 from analyzer.ledger import DECIDED, Ledger
 from analyzer.limits import Limits
 from analyzer.mail.records import Hop, Message
-from analyzer.mail.story import Told
+from analyzer.mail.story import BY_MESSAGE, Told
 from analyzer.pipeline import Pipeline, Result
 from analyzer.protocols import tls
 from analyzer.protocols.base import MessageCarried
@@ -448,17 +448,7 @@ class Live:
         self._stand(told)
         done = self._ledger.settle(told, self._now)
         if done is not None:
-            for table in (
-                "messages",
-                "hops",
-                "recipients",
-                "deliveries",
-                "timeline",
-                "links",
-                "authentication",
-                "dns",
-                "anomalies",
-            ):
+            for table in (*BY_MESSAGE, "dns", "anomalies"):
                 for row in getattr(done, table):
                     self._sink.put(table, row)
             for message in done.messages:
@@ -510,7 +500,7 @@ class Live:
 
     def _show_open(self, told: Told, over: set[str]) -> None:
         assert self._parts is not None
-        for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "authentication"):
+        for table in BY_MESSAGE:
             self._parts.show_open(table, (row for row in getattr(told, table) if row.trace_id not in over))
         self._parts.show_open("hosts", told.hosts)
         self._parts.show_open("dns", map(told.dns, self._ledger.lookups))
@@ -586,7 +576,7 @@ class Live:
             for name in TABLES:
                 tables.extend(name, self._sink.rows(name))
             told = self._ledger.tell()
-            for name in ("messages", "hops", "recipients", "deliveries", "timeline", "hosts", "links", "anomalies"):
+            for name in (*BY_MESSAGE, "hosts", "anomalies"):
                 tables.extend(name, getattr(told, name))
             tables.extend("dns", map(told.dns, self._ledger.lookups))
             return Analysis(Result(tables, [self.info]))

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
-from analyzer.mail.story import Story
+from analyzer.mail.story import BY_MESSAGE, Story
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
 from analyzer.protocols.bodies import Body
@@ -149,7 +149,7 @@ class Pipeline:
         tables.patch("sessions", self.offers.row)
         told = self.story.finish({row.session_id for row in tables.rows("anomalies") if row.session_id is not None})
         for part in told.parts:
-            for name in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "authentication"):
+            for name in BY_MESSAGE:
                 tables.extend(name, getattr(part, name))
         tables.extend("hosts", told.hosts)
         tables.extend("anomalies", told.anomalies)

@@ -11,7 +11,7 @@ Rules:
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain, count
 from statistics import median_low
 from typing import Any, Generic, TypeVar
@@ -73,6 +73,10 @@ class Part:
     timeline: Iterable[Step]
     links: Iterable[Link]
     authentication: list[Authentication]
+
+
+BY_MESSAGE = tuple(column.name for column in fields(Part))
+"""The tables whose rows are each of one message: they leave with it."""
 
 
 @dataclass
