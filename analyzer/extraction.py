@@ -11,10 +11,9 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from time import asctime, gmtime
 from typing import IO, Any
 
@@ -25,6 +24,7 @@ from analyzer.pipeline import Input, Result, run, several
 from analyzer.protocols.bodies import Body, Store
 from analyzer.tables.export import iso
 from analyzer.tables.visible import encodable, visible
+from analyzer.tables.whole import whole_file
 
 MANIFEST = "manifest.jsonl"
 _FROM = b"From "
@@ -103,7 +103,7 @@ def _write(place: Path, result: Result, traces: Collection[str] | None, mbox: Pa
     last: dict[str, tuple[Hop, Body]] = {}
     messages = {m.trace_id: m for m in result.tables.rows("messages") if traces is None or m.trace_id in traces}
     met: set[str] = set()
-    with _whole(place / MANIFEST) as manifest:
+    with whole_file(place / MANIFEST) as manifest:
         for hop in result.tables.rows("hops"):
             message = messages.get(hop.trace_id)
             body = result.bodies.get((hop.session_id or "", hop.message_index or 0))
@@ -126,7 +126,7 @@ def _write(place: Path, result: Result, traces: Collection[str] | None, mbox: Pa
     done.messages = len(met)
     if mbox is not None:
         try:
-            with _whole(mbox) as file:
+            with whole_file(mbox) as file:
                 for trace_id in messages:
                     if trace_id in last:
                         _post(file, *last[trace_id])
@@ -135,24 +135,10 @@ def _write(place: Path, result: Result, traces: Collection[str] | None, mbox: Pa
     return done
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole.  Only its owner may read it: mail is private."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(file.name)
-            raise
-
-
 def _octets(path: Path, body: Body) -> tuple[int, str]:
     """Write a message; its size and SHA-256."""
     digest, size = hashlib.sha256(usedforsecurity=False), 0
-    with _whole(path) as file:
+    with whole_file(path) as file:
         for piece in body:
             digest.update(piece)
             size += len(piece)

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from analyzer import __version__
 from analyzer.errors import MailhopError
@@ -23,6 +22,7 @@ from analyzer.pipeline import Result
 from analyzer.protocols.base import Command
 from analyzer.protocols.dns import Transaction
 from analyzer.tables.visible import visible
+from analyzer.tables.whole import whole_file
 from analyzer.views.trace import Trace
 from analyzer.wire.pick import Copied, Picker, Question, Span, Spans, Talk, copy
 from analyzer.wire.types import Frames, SourceInfo
@@ -65,15 +65,9 @@ def write(path: str | os.PathLike[str], result: Result, trace: Trace) -> Copied:
     if any(_same(target, again.item) for again in result.inputs):
         raise MailhopError(f"{visible(str(path))} is one of the captures", "name another file with -w")
     try:
-        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as made:
-            try:
-                names = [source.name for source in result.sources]
-                copied = copy(made, names, picker.chosen, read, f"mailhop {__version__}")
-                made.close()
-                os.replace(made.name, target)
-            except BaseException:
-                Path(made.name).unlink(missing_ok=True)
-                raise
+        with whole_file(target) as made:
+            names = [source.name for source in result.sources]
+            copied = copy(made, names, picker.chosen, read, f"mailhop {__version__}")
     except OSError as error:
         what = f"cannot write {visible(str(path))}: {error.strerror or error}"
         raise MailhopError(what, "name a file that can be written with -w") from None
