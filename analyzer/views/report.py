@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from analyzer import __version__
@@ -21,6 +20,7 @@ from analyzer.limits import Limits
 from analyzer.mail.records import Delivery, Hop, Message
 from analyzer.tables import Tables, anomaly_names
 from analyzer.tables.visible import visible
+from analyzer.tables.whole import whole_file
 from analyzer.views.drawing import FILL, MARKS, OUTCOME, Arrow, Bar, Drawing, Lane, Row, draw, role_word
 from analyzer.views.overview import OUTCOMES, STYLE, sender
 from analyzer.views.rolemap import RoleMap
@@ -97,16 +97,9 @@ class Delay(NamedTuple):
 
 def write(path: str | os.PathLike[str], tables: Tables, sources: Sequence[SourceInfo]) -> None:
     """Write the report; the file takes its name when it is whole.  Raises OSError."""
-    target = Path(path)
-    with NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False) as made:
-        try:
-            made.writelines(parts(tables, sources))
-            made.close()
-            os.chmod(made.name, 0o666 & ~_umask())
-            os.replace(made.name, target)
-        except BaseException:
-            Path(made.name).unlink(missing_ok=True)
-            raise
+    with whole_file(Path(path)) as made:
+        made.writelines(part.encode() for part in parts(tables, sources))
+        os.chmod(made.name, 0o666 & ~_umask())
 
 
 def _umask() -> int:
