@@ -7,9 +7,12 @@ line end or a path that needs care, an end of data that is not here yet) is left
 
 import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from analyzer.protocols.base import Command, MessageCarried, Recipient, text
+from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.message import MessageReader, plain_body, read_whole
 from analyzer.protocols.smtp import grammar
 from analyzer.protocols.smtp.queue_ids import queue_id
@@ -78,31 +81,15 @@ class Plain(Recovery):
     def _take_plain(self, asked: list[re.Match[bytes]], answers: list[re.Match[bytes]]) -> bool:
         """Read the message between these commands and replies, and tell it all; False when it is not plain."""
         client, server, info, limits = self.client, self.server, self.info, self.limits
-        starts, times, frames, acks = server.segments
-        base, low, count = server.base, 0, len(starts)
-        replies: list[tuple[int, int, int, int, int]] = []  # offset, acknowledgement, times of both ends, frame
-        for found in answers:
-            begin, end = found.span()
-            low = high = bisect_right(starts, base + begin, low) - 1
-            if high + 1 < count and starts[high + 1] < base + end:
-                high = bisect_right(starts, base + end - 1, low) - 1
-            if low < 0:
-                return False
-            replies.append((base + begin, acks[low], times[low], times[high], frames[high]))
-        starts, times, frames, acks = client.segments
-        base, low, count = client.base, 0, len(starts)
-        given: list[tuple[int, int, int, int]] = []  # acknowledgement, times of both ends, frame
-        for found, reply in zip(asked, replies, strict=False):
-            begin, end = found.span()
-            low = high = bisect_right(starts, base + begin, low) - 1
-            if high + 1 < count and starts[high + 1] < base + end:
-                high = bisect_right(starts, base + end - 1, low) - 1
-            if low < 0 or 0 <= reply[1] <= base + begin:
-                return False
-            given.append((acks[low], times[low], times[high], frames[low]))
+        replies, given = _spans(server, answers), _spans(client, asked)
+        if replies is None or given is None:
+            return False
+        if any(0 <= reply.ack <= command.offset for command, reply in zip(given, replies, strict=False)):
+            return False
+        base, (starts, times, _, _) = client.base, client.segments
         begin = asked[-1].end()
         final = replies[-1]
-        if 0 <= final[1] < base + begin:
+        if 0 <= final.ack < base + begin:
             return False
         body = plain_body(client.buf, begin, _NEAR)
         if body is not None:
@@ -115,7 +102,7 @@ class Plain(Recovery):
             if not reader.ended:
                 return False
             content, oddities = reader.content(True), reader.oddities
-        segment = bisect_right(starts, base + begin, low) - 1
+        segment = bisect_right(starts, base + begin) - 1
         last = bisect_right(starts, base + end - 1, segment) - 1
         # from here on it is taken
         client.pos, server.pos = end, answers[-1].end()
@@ -124,44 +111,65 @@ class Plain(Recovery):
         told, enhanced = reply_words(answers[-1][2], most)
         code = int(answers[-1][1])
         mail = asked[0]
-        _, ts_mail, _, frame_mail = given[0]
         recipients = [
-            Recipient(text(found[2]), _parameters(found), ts, "accepted", code, enhanced, told, True, frame)
-            for found, (_, ts, _, frame) in zip(asked[1:-1], given[1:-1], strict=True)
+            Recipient(text(found[2]), _parameters(found), at.ts, "accepted", code, enhanced, told, True, at.frame)
+            for found, at in zip(asked[1:-1], given[1:-1], strict=True)
         ]
         info.messages += 1
         carried = MessageCarried(
-            info, "transaction", info.messages, ts_mail, times[segment], times[last], final[3], frame_mail, final[4],
+            info, "transaction", info.messages, given[0].ts, times[segment], times[last], final.ts_end, given[0].frame,
+            final.frame_end,
             text(mail[2]), _parameters(mail), recipients, "accepted", code, enhanced, told, queue_id(told), content,
-            replies[-2][3],
+            replies[-2].ts_end,
         )  # fmt: skip
         events, session_id, n = self.events, info.session_id, info.commands
         before, before_ts = (self._previous.begin, self._previous.ts_first or 0) if self._previous is not None else (-1, 0)
-        verb = "MAIL"
-        for found, (ack, ts, asked_at, frame), (offset, _, begun, ended, answer_frame), answer in zip(
-            asked, given, replies, answers, strict=False
-        ):
+        verbs = ("MAIL", *("RCPT",) * len(recipients), "DATA")
+        for verb, found, command, reply, answer in zip(verbs, asked, given, replies, answers, strict=False):
             n += 1
-            argument = None
-            if n == len(asked) + info.commands:
-                verb = "DATA"
-            else:
-                argument = text(found[1].strip())
+            argument = text(found[1].strip()) if verb != "DATA" else None
             told, enhanced = reply_words(answer[2], most)
-            pipelined = ack <= before if ack >= 0 else ts < before_ts
+            pipelined = command.ack <= before if command.ack >= 0 else command.ts < before_ts
+            latency = (reply.ts - command.ts_end) / 1e9
             events.append(
-                _row((session_id, n, ts, ended, (begun - asked_at) / 1e9, "smtp", None, verb, argument, answer[1].decode(),
-                      enhanced, told, pipelined, frame, answer_frame))
+                _row((session_id, n, command.ts, reply.ts_end, latency, "smtp", None, verb, argument, answer[1].decode(),
+                      enhanced, told, pipelined, command.frame, reply.frame_end))
             )  # fmt: skip
-            before, before_ts, verb = offset, begun, "RCPT"
+            before, before_ts = reply.offset, reply.ts
         info.commands = n
-        offset, ack, begun, ended, frame = final
-        self._previous = Reply(code, [answers[-1][2]], offset, server.base + server.pos, begun, ack, False)
-        self._previous.ts, self._previous.frame = ended, frame
+        self._previous = Reply(code, [answers[-1][2]], final.offset, server.base + server.pos, final.ts, final.ack, False)
+        self._previous.ts, self._previous.frame = final.ts_end, final.frame_end
         for name, detail in oddities:
             self.weird(name, detail, carried.ts_data, carried.first_frame)
         events.append(carried)
         return True
+
+
+class _Span(NamedTuple):
+    """Where in the stream a line was, and the segments that brought its first and its last octet."""
+
+    offset: int
+    ack: int
+    ts: int
+    frame: int
+    ts_end: int
+    frame_end: int
+
+
+def _spans(inbox: Inbox, lines: Sequence[re.Match[bytes]]) -> list[_Span] | None:
+    """The spans of lines that follow each other; None when it is not known what brought one."""
+    starts, times, frames, acks = inbox.segments
+    base, first, count = inbox.base, 0, len(starts)
+    spans = []
+    for line in lines:
+        begin, end = line.span()
+        first = last = bisect_right(starts, base + begin, first) - 1
+        if first < 0:
+            return None
+        if first + 1 < count and starts[first + 1] < base + end:
+            last = bisect_right(starts, base + end - 1, first) - 1
+        spans.append(_Span(base + begin, acks[first], times[first], frames[first], times[last], frames[last]))
+    return spans
 
 
 @lru_cache(maxsize=4096)
