@@ -13,11 +13,10 @@ from typing import IO
 import numpy as np
 
 from analyzer.limits import Limits
-from analyzer.wire.types import Frames
+from analyzer.wire.types import FRAME_COLUMNS, Frames
 
 _SEGMENT = 64 << 20
 """Octets of one temporary file: when all of it is analyzed, the disk has them back."""
-_COLUMNS = ("number", "ts", "offset", "length", "wire_length", "linktype")
 
 
 @dataclass(slots=True)
@@ -40,7 +39,7 @@ class _Stored:
     def load(self) -> Frames:
         octets = os.pread(self.file.fileno(), self.size, self.place)
         columns, at = {}, self.octets
-        for name, kind in zip(_COLUMNS, self.types, strict=True):
+        for name, kind in zip(FRAME_COLUMNS, self.types, strict=True):
             columns[name] = np.frombuffer(octets, kind, self.count, at)
             at += self.count * kind.itemsize
         return Frames(self.source, memoryview(octets)[: self.octets], **columns)
@@ -59,7 +58,7 @@ class _Disk:
 
     def store(self, frames: Frames) -> _Stored | None:
         """Put a batch on disk; None: there is no room for it."""
-        columns = [getattr(frames, name) for name in _COLUMNS]
+        columns = [getattr(frames, name) for name in FRAME_COLUMNS]
         size = len(frames.data) + sum(column.nbytes for column in columns)
         if self.octets + size > self._most:
             return None

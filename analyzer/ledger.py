@@ -133,11 +133,6 @@ class Ledger(Story):
             hosts=Rows(lambda: iter(_merged(before, hosts))) if before else hosts,
         )
 
-    def forget_all(self) -> None:
-        """The last story is told and written."""
-        for kept in (self.lookups, self._kept, self._ended, self._mailbox, self._tries):
-            kept.clear()
-
     def finish(self, asked: Collection[str] = ()) -> Told:
         """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
         told = self.tell(asked)

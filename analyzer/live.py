@@ -39,7 +39,7 @@ from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.dumpcap import BadFilter
 from analyzer.wire.live import Feed, Wanted, default_filters, filter_error, open_feed
 from analyzer.wire.ring import CaptureFile, RingRule
-from analyzer.wire.types import Frames, SourceInfo
+from analyzer.wire.types import FRAME_COLUMNS, Frames, SourceInfo
 
 if TYPE_CHECKING:
     from analyzer.analysis import Analysis
@@ -699,8 +699,7 @@ def _copied(frames: Frames) -> Frames:
 
 def _first(frames: Frames, count: int) -> Frames:
     """The first frames of a batch."""
-    columns = ("number", "ts", "offset", "length", "wire_length", "linktype")
-    return replace(frames, **{name: getattr(frames, name)[:count] for name in columns})
+    return replace(frames, **{name: getattr(frames, name)[:count] for name in FRAME_COLUMNS})
 
 
 def _latency(hops: Iterable[Hop]) -> dict[str, tuple[int, float | None, float | None]]:

@@ -47,10 +47,6 @@ class Machine:
         """Whether it is known under this name or address."""
         return name in self.names or name in self.ips
 
-    def is_role(self, role: str) -> bool:
-        """Whether any evidence says so."""
-        return any(found == role for found, _ in self.evidence)
-
     def take(self, other: "Machine") -> None:
         """`other` is the same machine."""
         self.ips += other.ips

@@ -176,12 +176,3 @@ class Authentication(NamedTuple):
     claimed: Annotated[str | None, "what the hop's server wrote (Authentication-Results, Received-SPF, its reply)"]
     claimed_by: Annotated[str | None, "the name it wrote it under"]
     agrees: Annotated[bool | None, "whether both say the same; absent when there is nothing to compare"]
-
-
-class DnsBinding(NamedTuple):
-    """Not a table: what mail/ adds to a row of `dns`."""
-
-    trace_id: str | None
-    hop: int | None
-    client_role: str | None
-    server_role: str | None

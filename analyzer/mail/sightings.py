@@ -21,7 +21,6 @@ _ORCPT = re.compile(r"(?:^|\s)ORCPT=[\w-]+;(\S+)", re.I)
 _XTEXT = re.compile(r"\+([0-9A-F]{2})")
 _TAG = re.compile(rb"(?:^|;)\s*([a-z]+)\s*=\s*([^;]*)")
 _MSGID = re.compile(rb"<[^<>\s]{1,900}>")
-_BARE = re.compile(r"<([^<>\s]*)>|([^\s<>,;:()\"]+@[^\s<>,;:()\"]+)")
 
 
 def xtext(text: str) -> str:
@@ -350,9 +349,3 @@ def original_recipient(recipient: Recipient) -> str | None:
         return None
     found = _ORCPT.search(recipient.parameters)
     return xtext(found[1]) if found else None
-
-
-def bare_address(text: str) -> str | None:
-    """The first address in a header field, lower case."""
-    found = _BARE.search(text[:2048])
-    return (found[1] or found[2] or "").lower() or None if found else None

@@ -125,14 +125,6 @@ class Streams:
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
 
-    def sweep(self, now: int) -> list[Delivery]:
-        """Close what is over by a clock (ns since 1970): for live capture, where the next packet may be long in coming."""
-        self._sweep(now)
-        self._list_attempts()
-        self._write()
-        deliveries, self._deliveries = self._deliveries, []
-        return deliveries
-
     # -- columns
 
     def _slice(self, p: Packets, rows: I64) -> None:

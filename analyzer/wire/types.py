@@ -47,6 +47,10 @@ class Frames:
         return len(self.number)
 
 
+FRAME_COLUMNS = ("number", "ts", "offset", "length", "wire_length", "linktype")
+"""The arrays of `Frames`."""
+
+
 @dataclass(slots=True)
 class Packets:
     """A batch of decoded TCP segments and UDP datagrams, innermost headers, in capture order."""
