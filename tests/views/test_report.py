@@ -353,6 +353,30 @@ def test_a_late_message_shows_its_tries_its_waits_and_where_the_time_went(browse
     reader.close()
 
 
+OVERLAPS = """() => {
+  const texts = [...document.querySelectorAll("#waterfall text")].map((it) => [it.textContent, it.getBoundingClientRect()]);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+  return texts.flatMap(([a, one], i) => texts.slice(i + 1).filter(([, other]) => meet(one, other)).map(([b]) => [a, b]));
+}"""
+"""Pairs of words that stand on each other."""
+
+
+@pytest.mark.parametrize("name", ["story", "delay", "town"])
+def test_no_word_of_a_waterfall_stands_on_another(browser, tmp_path, name):
+    result = run([str(STORY.with_name(f"{name}.pcapng"))])
+    path = tmp_path / "words.html"
+    report.write(path, result.tables, result.sources)
+    reader = Reader(browser, path)
+    for message in result.tables.rows("messages"):
+        if message.subject is None:
+            continue
+        reader.page.evaluate("(id) => { location.hash = 'm=' + id; }", message.trace_id)
+        reader.page.locator("#subject", has_text=message.subject).wait_for()
+        assert reader.page.locator("#waterfall text").count()
+        assert reader.page.evaluate(OVERLAPS) == []
+    reader.close()
+
+
 def test_what_was_not_seen_is_said_with_the_message(browser, tmp_path):
     tables = Tables()
     tables.add("messages", synthetic.message())

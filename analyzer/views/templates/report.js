@@ -261,9 +261,10 @@
       const labelRoom = (narrow ? width : labels) - inset - 8;
       text(inset, y + 15, cut(it.label, labelRoom / (hop ? 1.08 : 1)), hop ? "bold" : "");
       text(inset, y + 29, cut(it.detail, labelRoom * 1.06), "soft small");
-      let last = 0;
+      let first = width + 2, last = 0;
       for (const bar of it.bars) {
         const left = x(bar.start), wide = Math.max(x(bar.start + bar.length) - left, 2);
+        first = Math.min(first, left);
         last = Math.max(last, left + wide);
         const facts = `${it.label}: ${bar.phase === "whole" ? (it.basis === "observed" ? "MAIL to last reply" : it.basis) : bar.phase} ${fine(bar.length)} from ${after(bar.start)}${bar.detail ? " · " + bar.detail : ""}`;
         const marks = { "data-phase": bar.phase, "data-hop": it.hop, "data-start": bar.start, "data-length": bar.length, pointerenter: () => { readout.textContent = facts; } };
@@ -274,7 +275,10 @@
           svg.append(s("line", { class: "queue", x1: left + 2, x2: left + wide - 2, y1: mid, y2: mid }));
           const words = `${bar.detail.includes("mailbox") ? "mailbox" : "queue"} ${fine(bar.length)}`;
           if (wide > words.length * MEASURE + 6) text(left + wide / 2, mid - 5, words, "soft small halo", "middle");
-          else if (bar.length >= 1e8 && left - labels > words.length * MEASURE + 10) text(left - 6, mid + 4, words, "soft small halo", "end");
+          else if (bar.length >= 1e8 && left - labels > words.length * MEASURE + 10) {
+            text(left - 6, mid + 4, words, "soft small halo", "end");
+            first = Math.min(first, left - 6 - words.length * MEASURE);
+          }
         } else if (bar.phase === "whole") {
           svg.append(box(24, "whole" + (it.basis === "observed" ? "" : " dashed")));
         } else if (bar.phase === "event") {
@@ -288,7 +292,8 @@
         const style = `small halo ${data.styles[it.outcome] || ""}`;
         if (narrow) text(width - 2, y + 15, it.result.length * MEASURE + it.label.length * MEASURE * 1.1 < width ? it.result : marked(it.outcome), style, "end");
         else if (last + it.result.length * MEASURE + 8 < width) text(last + 7, mid + 4, it.result, style);
-        else text(it.bars.length ? Math.min(...it.bars.map((bar) => x(bar.start))) - 6 : width - 4, mid + 4, it.result, style, "end");
+        else if (first - 6 - it.result.length * MEASURE > labels) text(first - 6, mid + 4, it.result, style, "end");
+        else text(width - 2, y + 8, it.result, style, "end"); // no room beside its bars: above them
       }
     });
     return svg;
