@@ -17,7 +17,7 @@ from analyzer.mail.records import Delivery
 from analyzer.mail.reports import Fate, domain_of
 from analyzer.mail.roles import Scene
 from analyzer.mail.sightings import Sighting, original_recipient
-from analyzer.protocols.base import Recipient
+from analyzer.protocols.base import Recipient, SessionInfo
 
 _WORST = ("bounced", "rejected", "aborted", "deferred", "unknown", "relayed", "delivered")
 _EARLY = 200_000_000
@@ -200,13 +200,7 @@ class Judge:
         s = leg.sighting
         assert s is not None
         for lost in self.trace.lost or ():
-            if lost.session is None or lost.client is not leg.server or lost.ts < s.ts:
-                continue
-            offered = dict(word.partition(" ")[::2] for word in lost.session.capabilities)
-            limit = offered.get("SIZE", "")
-            if offered and s.wants_utf8 and "SMTPUTF8" not in offered:
-                return True
-            if s.size is not None and limit.isdigit() and 0 < int(limit) < s.size:  # RFC 1870 4
+            if lost.session is not None and lost.client is leg.server and lost.ts >= s.ts and lacks_for(lost.session, s):
                 return True
         return False
 
@@ -232,6 +226,15 @@ class Judge:
     def _shown(self, leg: Leg) -> bool:
         """The capture shows this server's traffic with others than the hop's client."""
         return self.traffic.shows(id(leg.server), id(leg.client))
+
+
+def lacks_for(session: SessionInfo, s: Sighting) -> bool:
+    """Whether a server's EHLO reply did not offer what a message needs (RFC 6531 3.2, RFC 1870 4)."""
+    offered = dict(word.partition(" ")[::2] for word in session.capabilities)
+    limit = offered.get("SIZE", "")
+    if offered and s.wants_utf8 and "SMTPUTF8" not in offered:
+        return True
+    return s.size is not None and limit.isdigit() and 0 < int(limit) < s.size
 
 
 def _reported(fate: Outcome, said: Fate, ts: int) -> Outcome:

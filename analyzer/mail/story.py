@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import chain, count
 from statistics import median_low
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail import fate, oddities, roles, timeline
@@ -41,6 +41,10 @@ _ODD_CLOCK = 300_000_000_000
 _PATIENCE = 120_000_000_000
 """A failed connection and the hop it was a try of are no further apart."""
 _EARLY = 200_000_000
+_AGAIN = ("deferred", "aborted", "unknown")
+"""After such a try a client tries again."""
+_AT_ONCE = 1_000_000_000
+"""The next exchanger is tried this soon after a connection was refused."""
 _LOOK_BACK = 16
 _PARTS_HELD = 4
 """Later parts that stay in memory between the roles of servers and the rest; the others are made twice."""
@@ -476,27 +480,26 @@ class _Telling:
 
     def _lost(self) -> list[Lost]:
         """Connections without a transaction, each with the message it was made for, where that can be told."""
-        found: list[tuple[int, str, str, str, str, int | None, SessionInfo | None, int]] = []
+        calls: list[_Call] = []
         for info in self.idle:
-            conn = info.connection
+            conn, port = info.connection, info.server_port
             how = f"session without a transaction, ended by {info.end or conn.end or 'the capture'}"
-            detail = f"to port {info.server_port}: {how}"
-            at = conn.ts_syn or conn.ts
-            found.append((at, info.source, info.client_ip, info.server_ip, detail, conn.first_frame, info, info.server_port))
+            at, ends = conn.ts_syn or conn.ts, (info.client_ip, info.server_ip)
+            calls.append(_Call(at, info.source, *ends, f"to port {port}: {how}", conn.first_frame, port, conn.ts_last, info))
         for a in self.attempts:
-            if a.resp_port in _MAILBOX_PORTS:
-                continue
-            found.append((a.ts, a.source, a.orig_ip, a.resp_ip, timeline.attempt_detail(a), a.frame, None, a.resp_port))
-        if not found:
+            if a.resp_port not in _MAILBOX_PORTS:
+                ends, detail = (a.orig_ip, a.resp_ip), timeline.attempt_detail(a)
+                calls.append(_Call(a.ts, a.source, *ends, detail, a.frame, a.resp_port, a.ts_end, None))
+        if not calls:
             return []
         index = _LegIndex(self.traces)
         lost: list[Lost] = []
-        for ts, source, client_ip, server_ip, detail, frame, session, port in sorted(
-            found, key=lambda f: (*f[:5], f[5] or 0, f[7])
-        ):
-            client, server = self.hosts.of(client_ip), self.hosts.of(server_ip)
-            trace, hop = index.made_for(ts, client, server, port, self.scene)
-            item = Lost(ts, client, source, client_ip, server_ip, detail, frame, session, hop, trace is not None)
+        for call in sorted(calls, key=lambda c: (*c[:5], c.frame or 0, c.port)):
+            client, server = self.hosts.of(call.client_ip), self.hosts.of(call.server_ip)
+            trace, hop = index.made_for(call, client, server, self.scene)
+            known = trace is not None
+            ends = (call.client_ip, call.server_ip)
+            item = Lost(call.ts, client, call.source, *ends, call.detail, call.frame, call.session, hop, known)
             lost.append(item)
             if trace is not None:
                 if trace.lost is None:
@@ -618,12 +621,35 @@ def _unravel(traces: list[Trace]) -> None:
         trace.legs = []
 
 
+class _Call(NamedTuple):
+    """A connection that carried no transaction."""
+
+    ts: int
+    """When it was opened."""
+    source: str
+    client_ip: str
+    server_ip: str
+    detail: str
+    frame: int | None
+    port: int
+    over: int
+    """When it had failed."""
+    session: SessionInfo | None
+
+
 class _LegIndex:
-    """Hops by client and by server machine, to find what a failed connection was made for."""
+    """Hops by client and by server machine, to find what a failed connection was made for.
+
+    Of several messages that wait at a client for the same server, each try is one message's: of the one that needs what the
+    server did not offer; of the one that goes to another exchanger at once after a refusal; else of the one that was not tried
+    there for longest.
+    """
 
     def __init__(self, traces: list[Trace]) -> None:
         self._sent: dict[int, list[Leg]] = {}
         self._arrived: dict[int, list[Leg]] = {}
+        self._tried: dict[tuple[int, str], int] = {}
+        """(hop that brought the message, else the first that took it on; address) -> when it was tried there last."""
         for trace in traces:
             for leg in trace.legs:
                 if leg.sighting is None or not leg.carried:
@@ -634,24 +660,67 @@ class _LegIndex:
         for legs in (*self._sent.values(), *self._arrived.values()):
             legs.sort(key=_leg_place)
 
-    def made_for(
-        self, ts: int, client: Machine, server: Machine, port: int, scene: roles.Scene
-    ) -> tuple[Trace | None, Leg | None]:
-        """The message that a client held and had not tried to pass on yet, or the one it tried to pass on next."""
+    def made_for(self, call: _Call, client: Machine, server: Machine, scene: roles.Scene) -> tuple[Trace | None, Leg | None]:
+        """The message that a client held, and the hop with which it went on."""
+        waiting = self._waiting(call.ts, client, server, call.port, scene)
+        if not waiting:
+            return None, None
+
+        def place(item: tuple[Leg, Leg | None]) -> tuple[bool, bool, int, bool, int]:
+            held, onward = item
+            lacks = call.session is not None and held.sighting is not None and fate.lacks_for(call.session, held.sighting)
+            opened = _opened(onward) if onward is not None else 0
+            at_once = onward is not None and onward.server_ip != call.server_ip and opened - call.over <= _AT_ONCE
+            return not lacks, not at_once, self._tried.get((id(held), call.server_ip), -1), onward is None, opened
+
+        held, onward = min(waiting, key=place)  # of equals the one that came first
+        self._tried[id(held), call.server_ip] = call.ts
+        return held.trace, onward
+
+    def _waiting(self, ts: int, client: Machine, server: Machine, port: int, scene: roles.Scene) -> list[tuple[Leg, Leg | None]]:
+        """Messages that can have waited at a client for a server: the hop that brought each, and the next that took it on."""
+        found: list[tuple[Leg, Leg | None]] = []
+        seen: set[int] = set()
         arrived = self._arrived.get(id(client), [])
         at = bisect_right(arrived, ts, key=lambda leg: leg.end)
-        for leg in reversed(arrived[max(at - _LOOK_BACK, 0) : at]):
-            first = next((kid for kid in leg.children or () if kid.carried), None)  # children stand in time order
-            if (first is None or first.ts >= ts) and self._leads_to(leg, client, server, port, scene):
-                return leg.trace, first
+        for leg in arrived[max(at - _LOOK_BACK, 0) : at]:
+            if not self._leads_to(leg, client, server, port, scene):
+                continue
+            seen.add(id(leg))
+            kids = [kid for kid in leg.children or () if kid.carried]  # in time order
+            at = bisect_left(kids, ts, key=lambda kid: kid.ts)
+            near = kids[max(at - _LOOK_BACK, 0) : at + _LOOK_BACK]
+            onward = next((kid for kid in near if _opened(kid) >= ts and self._is_for(kid, server, scene)), None)
+            if onward is not None or self._undone(leg, [kid for kid in near if _opened(kid) < ts]):
+                found.append((leg, onward))
         sent = self._sent.get(id(client), [])
         at = bisect_left(sent, ts, key=lambda leg: leg.ts)
         for leg in sent[at : at + _LOOK_BACK]:
             if leg.ts - ts > _PATIENCE:
                 break
-            if leg.server is server or any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg)):
-                return leg.trace, leg
-        return None, None
+            held = leg.parent if leg.parent is not None else leg
+            late = leg.parent is not None and leg.parent.basis == "observed" and leg.parent.end > ts + _EARLY
+            if id(held) not in seen and not late and _opened(leg) >= ts and self._is_for(leg, server, scene):
+                seen.add(id(held))
+                found.append((held, leg))
+        return found
+
+    @staticmethod
+    def _undone(leg: Leg, tries: list[Leg]) -> bool:
+        """Whether a message has recipients that no try has settled."""
+        settled: set[str] = set()
+        for kid in tries:
+            if kid.sighting is not None and kid.sighting.outcome not in _AGAIN:
+                settled.update(r.address.lower() for r in kid.sighting.recipients if r.outcome not in _AGAIN)
+        if not settled or leg.sighting is None:
+            return not settled
+        mine = {r.address.lower() for r in leg.sighting.recipients[:_LOOK_BACK] if r.outcome == "accepted"}
+        return not mine <= settled and not mine.isdisjoint(settled)  # rewritten ones were settled under other names
+
+    @staticmethod
+    def _is_for(leg: Leg, server: Machine, scene: roles.Scene) -> bool:
+        """Whether a hop went to a server or could have gone there."""
+        return leg.server is server or any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg))
 
     @staticmethod
     def _leads_to(leg: Leg, client: Machine, server: Machine, port: int, scene: roles.Scene) -> bool:
@@ -701,3 +770,10 @@ def _attempt_place(a: Attempt) -> tuple[int, str, int, str, int, str, int]:
 
 def _leg_place(leg: Leg) -> tuple[int, int]:
     return (leg.ts, leg.number)
+
+
+def _opened(leg: Leg) -> int:
+    """When the connection of a hop was opened; of a further message on it, when that began."""
+    if leg.session is None or leg.index > 1:
+        return leg.ts
+    return leg.session.connection.ts_syn or leg.ts
