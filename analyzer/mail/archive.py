@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 from analyzer.limits import Limits
 from analyzer.mail.correlate import plain_id
 from analyzer.mail.received import Received
-from analyzer.mail.sightings import Sighting, Trail, first_handled
+from analyzer.mail.sightings import Sighting, Trail, first_handled, original_recipient
 from analyzer.protocols.base import Recipient, SessionInfo
 from analyzer.wire.types import Connection
 
@@ -149,6 +149,9 @@ class Archive:
                 self.related.add(hash(s.report.message_id))
                 self.related.add(hash(("queued", s.report.queue_id)))
                 self.related.add(hash(("envelope", s.report.envelope_id)))
+                for fate in s.report.fates[:_RECIPIENTS] if s.recipients else ():
+                    to = s.recipients[0].address.lower()
+                    self.related.update(hash((to, name)) for name in (fate.recipient.lower(), (fate.final or "").lower()))
         self._keys[0].extend(keys)
         self._keys[1].extend([number] * len(keys))
         self._faintly(s, number, transaction)
@@ -211,8 +214,10 @@ class Archive:
                 self._searching.add(keys[0])
         if transaction:
             reverse_path = s.mail_from.lower() if s.mail_from is not None else None
-            envelope = [hash((reverse_path, r.address.lower())) for r in s.recipients[:_RECIPIENTS]] or [hash((reverse_path,))]
+            some = s.recipients[:_RECIPIENTS]
+            envelope = [hash((reverse_path, r.address.lower())) for r in some] or [hash((reverse_path,))]
             keys += envelope
+            keys += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
             if s.message_id is None and s.body_digest is None:
                 self._searching.update(envelope)
         self._faint[0].extend(keys)

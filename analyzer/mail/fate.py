@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from analyzer.mail.hops import Leg, Trace
 from analyzer.mail.records import Delivery
-from analyzer.mail.reports import Fate, domain_of
+from analyzer.mail.reports import Fate, Report, domain_of
 from analyzer.mail.roles import Scene
 from analyzer.mail.sightings import Sighting, original_recipient
 from analyzer.protocols.base import Recipient, SessionInfo
@@ -24,6 +24,8 @@ _EARLY = 200_000_000
 """Nanoseconds before the reply in which a server may begin to look for the next one."""
 _DEPTH = 100
 """Hops followed below one recipient."""
+_NAMED = 32
+"""Recipients that a report tells of by which it is linked."""
 
 
 class Outcome(NamedTuple):
@@ -76,6 +78,8 @@ class Judge:
         self._first: dict[str, str] = {}
         self._aliases: dict[str, set[str]] = {}
         """Recipient -> addresses it became."""
+        self._origins: dict[str, set[str]] = {}
+        """Original recipient (ORCPT) -> recipients as first given here."""
         self._readers: set[str] = set()
         self._read: set[int] = set()
         self._lost = Counter(id(lost.client) for lost in trace.lost) if trace.lost else None
@@ -98,22 +102,24 @@ class Judge:
             if above is None:
                 for r in s.recipients:
                     self._first.setdefault(r.address.lower(), r.address)
+                    origin = original_recipient(r) if r.parameters else None
+                    if origin:
+                        self._origins.setdefault(origin.lower(), set()).add(r.address.lower())
 
     def deliveries(self) -> list[Delivery]:
         """One row per recipient as first given."""
-        said: dict[str, list[tuple[Fate, int]]] = {}
-        for report, ts in self.trace.reported or ():
-            for fate in report.fates:
-                for address in {fate.recipient.lower(), (fate.final or "").lower()}:
-                    said.setdefault(address, []).append((fate, ts))
-        rows = []
-        for low, address in self._first.items():
-            outcome = self._follow(low, self._tops.get(low, ()), 0)
-            if said:
-                for known in (low, *sorted(self._aliases.get(low, ()))):
-                    for fate, ts in said.get(known, ()):
-                        outcome = _reported(outcome, fate, ts)
-            rows.append(_row(self.trace, address, outcome))
+        fates = {low: self._follow(low, self._tops.get(low, ()), 0) for low in self._first}
+        if self.trace.reported:
+            names: dict[str, set[str]] = {}
+            for low in fates:
+                for name in (low, *self._aliases.get(low, ())):
+                    names.setdefault(name, set()).add(low)
+            for report, ts in self.trace.reported:
+                for fate in report.fates:
+                    final, original = (fate.final or "").lower(), fate.recipient.lower()
+                    for low in names.get(final) or names.get(original) or self._origins.get(original) or ():
+                        fates[low] = _reported(fates[low], fate, ts)
+        rows = [_row(self.trace, self._first[low], fate) for low, fate in fates.items()]
         return rows or self._from_mailbox()
 
     def _from_mailbox(self) -> list[Delivery]:
@@ -311,8 +317,8 @@ def relate(traces: list[Trace]) -> None:
                         by_queue_id.setdefault(s.queue_id, []).append(leg)
                     if s.envelope_id is not None:
                         by_envelope_id.setdefault(s.envelope_id, []).append(trace)
-    for trace in related:
-        _relate(trace, by_id, by_queue_id, by_envelope_id)
+    alone = [trace for trace in related if _relate(trace, by_id, by_queue_id, by_envelope_id) is None and trace.relation == "dsn"]
+    _relate_by_recipients(alone, traces)
     for trace in related:  # two reports about each other would be a circle
         seen = {id(trace)}
         at = trace
@@ -326,7 +332,8 @@ def relate(traces: list[Trace]) -> None:
 
 def _relate(
     trace: Trace, by_id: dict[str, list[Trace]], by_queue_id: dict[str, list[Leg]], by_envelope_id: dict[str, list[Trace]]
-) -> None:
+) -> Trace | None:
+    """The message that a report says it is about, by its Message-ID, queue id or ENVID."""
     sightings = list(trace.observed())
     kind = next((s.report_kind for s in sightings if s.report_kind), None)
     report = next((s.report for s in sightings if s.report is not None), None)
@@ -349,11 +356,62 @@ def _relate(
                 parent = parent or _before(by_id.get(message_id), trace, began)
         if any(s.answers for s in sightings):
             trace.relation = "autoreply"
+    if parent is not None:
+        _reports_about(parent, trace, report, began)
+    return parent
+
+
+def _reports_about(parent: Trace, trace: Trace, report: Report | None, ts: int) -> None:
     trace.parent = parent
-    if parent is not None and report is not None and report.kind == "dsn":
+    if report is not None and report.kind == "dsn":
         if parent.reported is None:
             parent.reported = []
-        parent.reported.append((report, began))
+        parent.reported.append((report, ts))
+
+
+def _relate_by_recipients(alone: list[Trace], traces: list[Trace]) -> None:
+    """Reports that name no message seen here: they go to the sender of the one message that they can be about.
+
+    It has a recipient (as given, or by ORCPT) that the report names, and the machine that reports had it.
+    """
+    wanted: dict[tuple[str, str], list[Trace]] = {}
+    for trace in alone:
+        s = next((s for s in trace.observed() if s.report is not None and s.kind == "transaction"), None)
+        if s is None or s.report is None or not s.recipients:
+            continue
+        to = s.recipients[0].address.lower()
+        for fate in s.report.fates[:_NAMED]:
+            for name in {fate.recipient.lower(), (fate.final or "").lower()}:
+                wanted.setdefault((to, name), []).append(trace)
+    if not wanted:
+        return
+    senders = {sender for sender, _ in wanted}
+    found: dict[int, dict[int, Trace]] = {}
+    for other in traces:
+        for leg in other.legs:
+            s = leg.sighting
+            if s is None or s.kind != "transaction" or s.mail_from is None or (sender := s.mail_from.lower()) not in senders:
+                continue
+            for r in s.recipients:
+                for name in {r.address.lower(), (original_recipient(r) or "").lower()}:
+                    for trace in wanted.get((sender, name), ()):
+                        if trace is not other and _can_report(trace, other, leg):
+                            found.setdefault(id(trace), {})[id(other)] = other
+    for trace in alone:
+        about = found.get(id(trace), {})
+        if len(about) == 1:
+            s = next(s for s in trace.observed() if s.report is not None)
+            _reports_about(next(iter(about.values())), trace, s.report, s.ts)
+
+
+def _can_report(trace: Trace, other: Trace, leg: Leg) -> bool:
+    """Whether a report can be about a message that this hop shows: it came after it, from a machine that had it."""
+    first = next(x for x in trace.legs if x.sighting is not None)
+    s = first.sighting
+    assert s is not None and leg.sighting is not None
+    if leg.sighting.ts > s.ts or (other.message_id is not None and s.report is not None and s.report.message_id is not None):
+        return False
+    return first.client is not None and any(first.client in (x.client, x.server) for x in other.legs[:_DEPTH])
 
 
 def _before(traces: list[Trace] | None, trace: Trace, ts: int) -> Trace | None:

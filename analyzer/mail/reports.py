@@ -1,8 +1,11 @@
 """What a message says about another message: delivery reports, disposition notices, automatic replies.
 
-RFC 3464 (delivery status), RFC 3462 (multipart/report), RFC 8098 (disposition notices), RFC 3834 (Auto-Submitted).
+RFC 3464 (delivery status), RFC 3462 (multipart/report), RFC 8098 (disposition notices), RFC 3834 (Auto-Submitted), RFC 6533
+(internationalized reports).
 """
 
+import binascii
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,8 +16,9 @@ class Fate(NamedTuple):
     """One recipient of a delivery report."""
 
     recipient: str
-    """Original-Recipient where given, else Final-Recipient; without its type."""
+    """Original-Recipient where given, else Final-Recipient; without its type, decoded."""
     final: str | None
+    """Final-Recipient."""
     action: str
     """`failed delayed delivered relayed expanded`."""
     status: str | None
@@ -50,7 +54,7 @@ def parse(body: bytes, content_type: str) -> Report | None:
 
 def _parts(body: bytes) -> list[tuple[str, bytes]]:
     """The parts of a multipart body with their content types, told by the boundary lines alone (bounded by `report_bytes`)."""
-    found: list[tuple[str, bytes]] = []
+    found: list[tuple[str, str, bytes]] = []
     chunks = body.replace(b"\r\n", b"\n").split(b"\n--")
     boundary = chunks[0][2:].split(b"\n", 1)[0].rstrip() if body.startswith(b"--") else None
     for chunk in chunks if body.startswith(b"--") else chunks[1:]:
@@ -59,15 +63,30 @@ def _parts(body: bytes) -> list[tuple[str, bytes]]:
         if boundary is None:
             boundary = mark
         if mark != boundary:
-            if found:  # dashes inside a part
-                kind, text = found[-1]
-                found[-1] = (kind, text + b"\n--" + chunk) if len(found) < 64 and len(text) < 65_536 else found[-1]
+            if found and len(found) < 64 and len(found[-1][2]) < 65_536:  # dashes inside a part
+                kind, encoding, text = found[-1]
+                found[-1] = (kind, encoding, text + b"\n--" + chunk)
             continue
         header, _, text = (b"\n" + rest).partition(b"\n\n")
-        kind = _fields(header).get("content-type", "text/plain").split(";")[0].strip().lower()
+        fields = _fields(header)
+        kind = fields.get("content-type", "text/plain").split(";")[0].strip().lower()
         if len(found) < 64:
-            found.append((kind, text))
-    return found
+            found.append((kind, fields.get("content-transfer-encoding", "").strip().lower(), text))
+    return [(kind, _decoded(text, encoding)) for kind, encoding, text in found]
+
+
+_NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
+
+
+def _decoded(text: bytes, encoding: str) -> bytes:
+    """A part's octets (RFC 2045 6): message/global-* parts may be encoded (RFC 6533 4)."""
+    if encoding == "quoted-printable":
+        return binascii.a2b_qp(text)
+    if encoding == "base64":
+        letters = _NO_BASE64.sub(b"", text)
+        whole = letters[: len(letters) - (len(letters) % 4 == 1)]
+        return binascii.a2b_base64(whole + b"=" * (-len(whole) % 4)).replace(b"\r\n", b"\n")
+    return text
 
 
 def _fields(block: bytes) -> dict[str, str]:
@@ -122,11 +141,32 @@ def _fate(fields: dict[str, str]) -> Fate | None:
 
 
 def _typed(text: str | None) -> str | None:
-    """`rfc822; user@host` without its type."""
+    """The address of `rfc822; user@host` (RFC 3464 2.3.1) or of `utf-8; ...` (RFC 6533 3)."""
     if text is None:
         return None
-    _, semicolon, address = text.partition(";")
-    return (address if semicolon else text).strip().strip("<>") or None
+    kind, semicolon, address = text.partition(";")
+    return typed_address(kind, address.strip().strip("<>")) if semicolon else text.strip().strip("<>") or None
+
+
+_XTEXT = re.compile(r"(?:\+[0-9A-F]{2})+")
+_UNICODE = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")
+
+
+def xtext(text: str) -> str:
+    """Decode xtext (RFC 3461 4): `+XX` is an octet."""
+    return _XTEXT.sub(lambda m: bytes.fromhex(m[0].replace("+", "")).decode("utf-8", "backslashreplace"), text)
+
+
+def typed_address(kind: str, address: str) -> str | None:
+    """An address of a type; of type `utf-8` with its `\\x{..}` decoded (RFC 6533 3: utf-8-addr-xtext and utf-8-addr-unitext)."""
+    if kind.strip().lower() == "utf-8":
+        address = _UNICODE.sub(_character, address)
+    return address or None
+
+
+def _character(found: re.Match[str]) -> str:
+    number = int(found[1], 16)
+    return chr(number) if number <= 0x10FFFF and not 0xD800 <= number <= 0xDFFF else found[0]
 
 
 def _angled(text: str | None) -> str | None:

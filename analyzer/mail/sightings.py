@@ -17,15 +17,9 @@ from analyzer.protocols.signatures import Signatures
 
 _SIZE = re.compile(r"(?:^|\s)SIZE=(\d{1,19})", re.I)
 _ENVID = re.compile(r"(?:^|\s)ENVID=(\S+)", re.I)
-_ORCPT = re.compile(r"(?:^|\s)ORCPT=[\w-]+;(\S+)", re.I)
-_XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_ORCPT = re.compile(r"(?:^|\s)ORCPT=([\w-]+);(\S+)", re.I)
 _TAG = re.compile(rb"(?:^|;)\s*([a-z]+)\s*=\s*([^;]*)")
 _MSGID = re.compile(rb"<[^<>\s]{1,900}>")
-
-
-def xtext(text: str) -> str:
-    """Decode xtext (RFC 3461 4): `+XX` is an octet."""
-    return _XTEXT.sub(lambda m: chr(int(m[1], 16)), text)
 
 
 class Trail:
@@ -216,7 +210,7 @@ class Digester:
             found = _SIZE.search(event.mail_parameters)
             s.size_stated = int(found[1]) if found else None
             found = _ENVID.search(event.mail_parameters)
-            s.envelope_id = xtext(found[1]) if found else None
+            s.envelope_id = reports.xtext(found[1]) if found else None
             s.wants_utf8 = "SMTPUTF8" in event.mail_parameters.upper()
         s.recipients = event.recipients
         s.outcome = event.outcome
@@ -344,8 +338,10 @@ def first_handled(s: Sighting) -> bool:
 
 
 def original_recipient(recipient: Recipient) -> str | None:
-    """The ORCPT address of a RCPT, decoded (RFC 3461 4.2)."""
+    """The ORCPT address of a RCPT, decoded (RFC 3461 4.2, RFC 6533 3)."""
     if not recipient.parameters:
         return None
     found = _ORCPT.search(recipient.parameters)
-    return xtext(found[1]) if found else None
+    if found is None:
+        return None
+    return reports.typed_address(found[1], found[2] if found[1].lower() == "utf-8" else reports.xtext(found[2]))
