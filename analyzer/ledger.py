@@ -1,23 +1,31 @@
-"""The story of a live capture: told again and again, and forgotten piece by piece.
+"""The story of a live capture: told while it goes on, and forgotten piece by piece.
 
 Rules
-1. What came from sessions is kept until the message it belongs to is finished; `tell` gives the story of what is kept.
+1. What came from sessions is kept until the message it belongs to is finished.  `retell` tells the webs of messages to which
+   something came since the last telling, with an eye on what is known of the others (`Elsewhere`); what another message has
+   been told with (a lookup, a failed connection, an opaque session, a mailbox event) stays that one's.
 2. A message is finished when its fate is known and it has been silent for `Limits.live_decided_idle`, or silent for
-   `Limits.queue_lifetime`; or when more is held than the limits allow: then the longest silent, decided ones first.
+   `Limits.queue_lifetime`; or when more is held than the limits allow: then the longest silent, decided ones first.  `settle`
+   tells it once more, for its rows, and lets go of it.
 3. Each event leaves once.  What the leaving ones say of hosts is added to the hosts of before, so nothing is counted twice.
+4. `tell` and `finish` tell all that is held, at once: where nothing was forgotten, that is what a file's story is.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 from analyzer.limits import Limits
+from analyzer.mail.archive import Claim, Ends
 from analyzer.mail.hosts import ROLES
+from analyzer.mail.lookups import Lookups
 from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
-from analyzer.mail.story import Rows, Story, Told
-from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded
+from analyzer.mail.sightings import Sighting
+from analyzer.mail.story import Elsewhere, Rows, Story, Told
+from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of
+from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.types import Attempt
@@ -30,6 +38,16 @@ _NAMES = 64
 """Names of one host kept."""
 _FORCE = 1.25
 """Share of a limit at which a telling cannot wait."""
+_WEB = 64
+"""Sightings of a web beyond which its messages leave one by one: else they leave together."""
+_SPARE = 1000
+"""So much more than what is held is remembered of trace fields and lookups, before it is weeded out."""
+_JUST = 30_000_000_000
+"""A delivery and the mailbox's notice of it are no further apart."""
+_SOON = 5_000_000_000
+"""A lookup and the connection it was most likely for are no further apart."""
+_CLOCK = 120_000_000_000
+"""A server's clock is believed to be no further off, when it tells of an opaque session."""
 
 
 @dataclass
@@ -48,21 +66,29 @@ class Finished:
 
 
 class Ledger(Story):
-    """A story that can be told at any time and forgets what is over.  Stands where a pipeline's story stands."""
+    """A story that is told as it goes on and forgets what is over.  Stands where a pipeline's story stands."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.on_carried: Callable[[MessageCarried], None] = lambda event: None
         """Called with each message as its hop ends."""
         self.lookups: deque[Transaction] = deque()
-        self._kept: dict[tuple[str, int], list[MessageCarried]] = {}
-        self._count = self._octets = 0
+        """Rows of `dns` that are not finished."""
+        self._webs = Webs(limits)
+        self._dns = _Dns(limits)
         self._ended: dict[str, SessionEnded] = {}
         self._mailbox: deque[MailboxEvent] = deque()
         self._tries: deque[Attempt] = deque()
+        self._holder: dict[int, Open] = {}
+        """By id of a lookup, session, attempt or mailbox event: the message that has been told with it."""
+        self._news: list[Any] = []
+        """Came since the last telling and may change what was told: sightings, sessions, attempts, mailbox events."""
         self._hosts_before: dict[str, Host] = {}
         """By each address."""
-        self._early = 0
+        self._ends_before: dict[Ends, None] = {}
+        """Who passed mail to whom in finished messages, the latest last."""
+        self._claims_before: dict[Claim, None] = {}
+        self._held_trails = 0
         self._lost: Counter[str] = Counter()
         self.last_messages: list[Message] = []
         """Messages that were still open at the end."""
@@ -76,23 +102,27 @@ class Ledger(Story):
         self.fresh = True
         kind = type(event)
         if kind is MessageCarried:
-            self._kept.setdefault((event.session.session_id, event.index), []).append(event)
-            self._count += 1
-            self._octets += _octets(event)
+            sighting = self._digester.sighting(event)
+            self._webs.add(sighting)
+            self._news.append(sighting)
             self.on_carried(event)
         elif kind is Transaction:
             self.lookups.append(event)
+            self._dns.feed(event)
         elif kind is SessionEnded:
             self._ended[event.info.session_id] = event
+            if event.info.visibility == "opaque" or not event.info.messages:
+                self._news.append(event.info)
         elif kind is MailboxEvent:
-            self._keep(self._mailbox, event, self.limits.mailbox_events, "mailbox_events_dropped")
+            self._keep(self._mailbox, event, self.limits.live_mailbox_events, "mailbox_events_dropped")
         elif kind is Attempt:
             self._keep(self._tries, event, self.limits.idle_connections, "attempts_dropped")
 
     def _keep(self, where: deque[Any], event: Any, most: int, name: str) -> None:
         where.append(event)
+        self._news.append(event)
         if len(where) > most:
-            where.popleft()
+            self._holder.pop(id(where.popleft()), None)
             self._lost[name] += 1
 
     @property
@@ -100,38 +130,27 @@ class Ledger(Story):
         """So much is held that a telling cannot wait."""
         limits = self.limits
         return (
-            self._count > _FORCE * limits.live_traces
-            or self._octets > _FORCE * limits.live_held_bytes
+            self._webs.count > _FORCE * limits.live_traces
+            or self._webs.octets > _FORCE * limits.live_held_bytes
             or len(self.lookups) > _FORCE * limits.live_lookups
-            or len(self._ended) > _FORCE * limits.idle_connections
+            or len(self._ended) > _FORCE * (limits.idle_connections + limits.live_traces)
         )
 
     @property
     def held(self) -> int:
         """Crossings of messages held."""
-        return self._count
+        return self._webs.count
 
-    # out
+    # told whole
 
     def tell(self, asked: Collection[str] = ()) -> Told:
-        """The story of what is held, with every host there has been."""
-        self.fresh = False
-        told = self._story(
-            chain(
-                self.lookups,
-                self._ended.values(),
-                (event for events in self._kept.values() for event in events),
-                self._mailbox,
-                self._tries,
-            ),
-            asked,
-        )
-        hosts, before = told.hosts, self._hosts_before
-        return replace(
-            told,
-            parts=[replace(part, messages=list(part.messages), hops=list(part.hops)) for part in told.parts],
-            hosts=Rows(lambda: iter(_merged(before, hosts))) if before else hosts,
-        )
+        """The story of all that is held, with every host there has been."""
+        story = Story(self.limits, True, Elsewhere(list(self._ends_before), set(self._claims_before)), self._dns.begin(()))
+        self._introduce_before(story)
+        for event in chain(self._ended.values(), self._webs.sightings(), self._mailbox, self._tries):
+            story.feed(event)
+        told = story.finish(asked)
+        return self._with_before(told)
 
     def finish(self, asked: Collection[str] = ()) -> Told:
         """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
@@ -141,117 +160,325 @@ class Ledger(Story):
             told.anomalies.append(Anomaly(None, "", None, None, name, f"{count:,} beyond the limit", None))
         return told
 
-    def settle(self, told: Told, now: int) -> Finished | None:
-        """Rows of what is over at `now` (capture time), out of the latest telling; it is forgotten.  None: nothing is over."""
-        messages = list(told.messages)
-        hops = list(told.hops)
-        over, early = self._over(messages, hops, now)
-        leaving = self._leave(hops, over, now)
-        users = {message.trace_id for message in messages} - over
-        dns = self._let_go_lookups(told, users, now)
-        if not over and not leaving and not dns:
+    def _with_before(self, told: Told) -> Told:
+        hosts, before = told.hosts, self._hosts_before
+        if before:
+            told.hosts = Rows(lambda: iter(_merged(before, hosts)))
+        return told
+
+    def _introduce_before(self, story: Story) -> None:
+        for ip, host in self._hosts_before.items():
+            story.hosts.of(ip).names.update(host.names)
+
+    # told in part
+
+    def retell(self) -> Told | None:
+        """The story of what has changed since it was told last; None: nothing has."""
+        self.fresh = False
+        for web in self._touched():
+            web.changed = True
+        self._news.clear()
+        changed = [web for web in self._webs if web.changed]
+        if not changed and not self._dns.fresh:
             return None
-        self._remember(self._story(chain(dns, leaving)).hosts)
-        anomalies = []
+        for web in changed:
+            self._release(web.told)
+            web.told = []
+            web.ends = ends_of_all(web.sightings)
+        others = [web for web in self._webs if not web.changed]
+        evidence: Counter[tuple[str, str, str]] = Counter()
+        messages: Counter[str] = Counter()
+        for one in chain.from_iterable(web.told for web in others):
+            evidence.update(one.evidence)
+            messages.update(one.ips)
+        elsewhere = replace(self._elsewhere(others), evidence=evidence, messages=messages)
+        story = Story(self.limits, True, elsewhere, self._dns.begin(self._holder))
+        self._introduce_before(story)
+        for ended in self._ended.values():
+            if id(ended.info) in self._holder:
+                story.hosts.session(ended.info)
+            else:
+                story.feed(ended)
+        for event in chain(self._mailbox, self._tries):
+            if id(event) not in self._holder:
+                story.feed(event)
+        for web in changed:
+            for s in web.sightings:
+                story.feed(s)
+        told = story.finish()
+        told.parts = [replace(part, messages=list(part.messages), hops=list(part.hops)) for part in told.parts]
+        self._learn(told)
+        for web in changed:
+            web.changed = False
+        return self._with_before(told)
+
+    def _learn(self, told: Told) -> None:
+        """Keep what the telling says of each message, and give it what it was told with."""
+        messages = {row.trace_id: row for row in told.messages}
+        opened: dict[str, Open] = {}
+        for trace in told.traces:
+            sightings = list(trace.observed())
+            one = opened[trace.id] = Open(self._webs.of(sightings[0]), messages[trace.id], sightings)
+            one.web.told.append(one)
+            for leg in trace.legs:
+                if leg.sighting is None and leg.session is not None:
+                    self._hold(leg.session, one)
+                for row in leg.dns or ():
+                    lookup = self._dns.at(row)
+                    if lookup is not None:
+                        self._hold(lookup, one)
+            for item in trace.lost or ():
+                self._hold(item.event, one)
+            for step in trace.steps or ():
+                self._hold(step.event, one)
+            machines = {
+                id(m): m for leg in trace.legs if leg.session is not None for m in (leg.client, leg.server) if m is not None
+            }
+            one.ips = tuple(machine.ips[0] for machine in machines.values())
+        for leg, machine, held in told.evidence:
+            if leg.trace is not None:
+                evidence = opened[leg.trace.id].evidence
+                for role, rule in held:
+                    evidence[machine.ips[0], role, rule] += 1
+        for hop in told.hops:
+            if hop.server_role is not None and hop.basis == "observed":
+                opened[hop.trace_id].waits.append((hop.server_role, hop.accept_s, hop.queue_s))
+        self._dns.learn(told)
+
+    def _hold(self, event: object, one: Open) -> None:
+        one.events.append(event)
+        self._holder[id(event)] = one
+
+    def _release(self, messages: Iterable[Open]) -> None:
+        """What these were told with is nobody's again."""
+        for one in messages:
+            for event in one.events:
+                if self._holder.get(id(event)) is one:
+                    del self._holder[id(event)]
+                    if isinstance(event, Transaction):
+                        self._dns.free(event)
+
+    def _elsewhere(self, webs: Iterable[Web]) -> Elsewhere:
+        ends = set(self._ends_before)
+        claims = set(self._claims_before)
+        for web in webs:
+            ends |= web.ends
+            claims |= web.claims
+        return Elsewhere(ends, claims)
+
+    def _touched(self) -> Iterator[Web]:
+        """Webs told before that what has come since may be about."""
+        notices: dict[str, list[int]] = {}
+        names: set[tuple[object, ...]] = set()
+        opaque: dict[int, list[tuple[int, int]]] = {}
+        tries: set[str] = set()
+        asking: dict[str, list[int]] = {}
+        for event in self._news:
+            if isinstance(event, Sighting):
+                asking.setdefault(event.session.client_ip, []).append(event.session.connection.ts)
+            elif isinstance(event, MailboxEvent):
+                web = self._webs.about(event.message_id) if event.message_id is not None else None
+                if web is not None:
+                    yield web
+                names.update(_names(event))
+                if event.event == "notified":
+                    notices.setdefault(event.session.server_ip, []).append(event.ts)
+            elif isinstance(event, Attempt):
+                tries.add(event.orig_ip)
+            elif event.visibility == "opaque":
+                span = event.connection.ts - _CLOCK, event.connection.ts_last + _CLOCK
+                opaque.setdefault(hash(event.stated_client_ip or event.client_ip), []).append(span)
+            elif event.protocol in ("smtp", "lmtp"):
+                tries.add(event.client_ip)
+        yield from self._contested(asking)
+        if not (names or notices or opaque or tries):
+            return
+        for web in self._webs:
+            if web.changed:
+                continue
+            if (
+                (names and any(not names.isdisjoint(_names(s)) for s in web.sightings if s.kind != "transaction"))
+                or (notices and any(_may_be_noticed(s, notices) for s in web.sightings))
+                or (tries and any(_has_part(s, tries) for s in web.sightings) and not _all_decided(web))
+                or (opaque and _passed_in(web, opaque))
+            ):
+                yield web
+
+    def _contested(self, asking: dict[str, list[int]]) -> Iterator[Web]:
+        """Webs told with a lookup that may rather have been for a connection that we know of only now."""
+        since = min((ts for times in asking.values() for ts in times), default=0) - _SOON
+        for t in reversed(self.lookups):
+            ts = t.ts or t.ts_reply or since
+            if ts < since:
+                break
+            if id(t) in self._holder and any(ts <= began <= ts + _SOON for began in asking.get(t.client_ip, ())):
+                yield self._holder[id(t)].web
+
+    # what is open
+
+    def open_messages(self) -> Iterator[Message]:
+        """Rows of the messages that are not over, as of the last telling."""
+        return (one.message for web in self._webs for one in web.told)
+
+    def waits(self) -> Iterator[tuple[str, float | None, float | None]]:
+        """Server's role, accept_s and queue_s of their hops."""
+        return (wait for web in self._webs for one in web.told for wait in one.waits)
+
+    def dns_rows(self) -> list[Transaction]:
+        """Rows of the lookups that are not finished, as of the last telling."""
+        return [self._dns.row(t) for t in self.lookups]
+
+    # out
+
+    def settle(self, now: int) -> Finished | None:
+        """Rows of what is over at `now` (capture time); it is forgotten.  None: nothing is over.
+
+        What came since the last `retell` stays.
+        """
+        over, early = self._over(now)
+        leaving = [s for one in over for s in one.sightings]
+        events = {id(event): event for one in over for event in one.events if self._holder.get(id(event)) is one}
+        lookups = self._old_lookups(now, events)
+        sessions = self._old_sessions(now, leaving, events)
+        self._let_go(self._mailbox, now, events)
+        self._let_go(self._tries, now, events)
+        if not over and not sessions and not lookups:
+            return None
+        gone = set(map(id, leaving))
+        elsewhere = self._elsewhere(web for web in self._webs if gone.isdisjoint(map(id, web.sightings)))
+        touched = {id(one.web): one.web for one in over}.values()
+        others = ends_of_all(s for web in touched for s in web.sightings if id(s) not in gone)
+        elsewhere = replace(elsewhere, ends={*elsewhere.ends, *others})
+        story = Story(self.limits, True, elsewhere, self._dns.begin(events, only=True))
+        self._introduce_before(story)
+        for ended in self._ended.values():
+            story.hosts.introduce(ended.info)
+        for info in sessions:
+            story.hosts.session(info)
+        for event in events.values():
+            if isinstance(event, SessionInfo):
+                story.lend(event)
+            elif not isinstance(event, Transaction):
+                story.feed(event)
+        for s in leaving:
+            story.feed(s)
+        told = story.finish()
+        self._dns.bind(told)
+        anomalies = [row for row in told.anomalies if row.trace_id is not None or row.session_id is not None]
         if early:
-            self._early += early
-            last = max((m.ts_last or 0 for m in messages), default=None)
+            last = max((one.message.ts_last or 0 for one in over), default=None)
             detail = f"{early:,} messages; a later hop or retrieval of theirs is told as another message"
             anomalies.append(Anomaly(last, "", None, None, "traces_finished_early", detail, None))
-        anomalies += [row for row in told.anomalies if row.trace_id in over or row.session_id in {_session(e) for e in leaving}]
-        return Finished(
-            [m for m in messages if m.trace_id in over],
-            [h for h in hops if h.trace_id in over],
-            [r for r in told.recipients if r.trace_id in over],
-            [d for d in told.deliveries if d.trace_id in over],
-            [s for s in told.timeline if s.trace_id in over],
-            [k for k in told.links if k.trace_id in over],
-            [a for a in told.authentication if a.trace_id in over],
-            [told.dns(t) for t in dns],
+        finished = Finished(
+            list(told.messages),
+            list(told.hops),
+            list(told.recipients),
+            told.deliveries,
+            list(told.timeline),
+            list(told.links),
+            told.authentication,
+            [self._dns.row(t) for t in lookups],
             anomalies,
         )
+        self._remember(_of_mail(host) for host in told.hosts if host.sessions or host.messages)
+        self._forget(over, leaving, lookups)
+        return finished
 
-    def _story(self, events: Iterable[Any], asked: Collection[str] = ()) -> Told:
-        story = Story(self.limits, whole=True)
-        for event in events:
-            story.feed(event)
-        return story.finish(asked)
-
-    def _over(self, messages: list[Message], hops: list[Hop], now: int) -> tuple[set[str], int]:
-        """Traces that are finished, and how many of them only because too much is held."""
+    def _over(self, now: int) -> tuple[list[Open], int]:
+        """Messages that are finished, and how many of them only because too much is held."""
         limits = self.limits
-        over: set[str] = set()
-        open_: list[tuple[bool, int, str]] = []
-        for message in messages:
-            decided = message.outcome in DECIDED
-            idle = now - (message.ts_last or message.ts_first or now)
-            if idle > (limits.live_decided_idle if decided else limits.queue_lifetime):
-                over.add(message.trace_id)
-            else:
-                open_.append((not decided, -idle, message.trace_id))
-        size: dict[str, list[int]] = {}
-        count = octets = 0
-        for hop in hops:
-            events = self._kept.get((hop.session_id or "", hop.message_index or 0), ())
-            if hop.trace_id not in over and events:
-                mine = size.setdefault(hop.trace_id, [0, 0])
-                mine[0] += len(events)
-                mine[1] += sum(map(_octets, events))
-                count += len(events)
-                octets += sum(map(_octets, events))
+        over: list[Open] = []
+        waiting: list[tuple[bool, int, str, list[Open]]] = []
+        for web in self._webs:
+            if web.changed:
+                continue
+            for unit in [web.told] if len(web.sightings) <= _WEB else [[one] for one in web.told]:
+                idle, decided = [], True
+                for one in unit:
+                    known = one.message.outcome in DECIDED
+                    silent = now - (one.message.ts_last or one.message.ts_first or now)
+                    idle.append(silent - (limits.live_decided_idle if known else limits.queue_lifetime))
+                    decided &= known
+                if all(beyond > 0 for beyond in idle):
+                    over += unit
+                else:
+                    silent = min(now - (one.message.ts_last or one.message.ts_first or now) for one in unit)
+                    waiting.append((not decided, -silent, unit[0].message.trace_id, unit))
+        count = self._webs.count - sum(len(one.sightings) for one in over)
+        octets = self._webs.octets - sum(octets_of(one.sightings) for one in over)
         early = 0
         if count > limits.live_traces or octets > limits.live_held_bytes:
-            for _, _, trace_id in sorted(open_):
+            for *_, unit in sorted(waiting, key=lambda item: item[:3]):
                 if count <= limits.live_traces // _LEFT and octets <= limits.live_held_bytes // _LEFT:
                     break
-                events_of, octets_of = size.get(trace_id, (0, 0))
-                count, octets = count - events_of, octets - octets_of
-                over.add(trace_id)
-                early += 1
+                count -= sum(len(one.sightings) for one in unit)
+                octets -= sum(octets_of(one.sightings) for one in unit)
+                over += unit
+                early += len(unit)
         return over, early
 
-    def _leave(self, hops: list[Hop], over: set[str], now: int) -> list[Any]:
-        """Take out the events of finished messages, and those that are of no message and old."""
-        staying = {(h.session_id, h.message_index) for h in hops if h.trace_id not in over}
-        age = self.limits.live_decided_idle
-        leaving: list[Any] = []
-        gone = {(h.session_id, h.message_index) for h in hops if h.trace_id in over} - staying
-        for key in [k for k, events in self._kept.items() if k in gone or (k not in staying and now - _time(events[0]) > age)]:
-            for event in self._kept.pop(key):
-                leaving.append(event)
-                self._count -= 1
-                self._octets -= _octets(event)
-        needed = {session_id for session_id, _ in self._kept}
-        ended = self._ended
-        excess = len(ended) - len(needed) - self.limits.idle_connections
-        for session_id in list(ended):
-            if session_id not in needed:
-                info = ended[session_id].info
-                if now - info.connection.ts_last > age or excess > 0 or (info.messages and info.visibility != "opaque"):
-                    leaving.append(ended.pop(session_id))
-                    excess -= 1
-        for queue in (self._mailbox, self._tries):
-            while queue and now - queue[0].ts > age:
-                leaving.append(queue.popleft())
-        return leaving
-
-    def _let_go_lookups(self, told: Told, users: set[str], now: int) -> list[Transaction]:
-        """Take out DNS rows that are old and of no open message."""
+    def _old_lookups(self, now: int, events: dict[int, Any]) -> list[Transaction]:
+        """DNS rows that finished messages were told with, and those that are old and of no open message."""
         most, age = self.limits.live_lookups, self.limits.live_lookup_age
         excess = len(self.lookups) - most
-        if excess <= 0 and not (self.lookups and now - (self.lookups[0].ts or now) > age):
-            return []
         excess += most // _LEFT if excess > 0 else 0
         gone: list[Transaction] = []
-        kept: deque[Transaction] = deque()
+        left = len(self.lookups)
         for i, t in enumerate(self.lookups):
             old = now - (t.ts or t.ts_reply or now) > age
-            if (old or i < excess) and (told.dns(t).trace_id not in users or len(kept) > most):
+            if id(t) in events or ((old or i < excess) and (id(t) not in self._holder or left > most)):
                 gone.append(t)
-            else:
-                kept.append(t)
-        self.lookups = kept
+                left -= 1
         return gone
+
+    def _old_sessions(self, now: int, leaving: list[Sighting], events: dict[int, Any]) -> list[SessionInfo]:
+        """Take out sessions that no open message needs and none will need."""
+        gone = set(map(id, leaving))
+        needed = {s.session.session_id for s in self._webs.sightings() if id(s) not in gone}
+        ended, age = self._ended, self.limits.live_decided_idle
+        excess = len(ended) - len(needed) - self.limits.idle_connections
+        sessions: list[SessionInfo] = []
+        for session_id in [session_id for session_id in ended if session_id not in needed]:
+            info = ended[session_id].info
+            free = id(info) not in self._holder and (now - info.connection.ts_last > age or excess > 0)
+            if free or id(info) in events or (info.messages and info.visibility != "opaque"):
+                sessions.append(ended.pop(session_id).info)
+                excess -= 1
+        return sessions
+
+    def _let_go(self, queue: deque[Any], now: int, events: dict[int, Any]) -> None:
+        """Take out what is of finished messages, or old and of none."""
+        age, holder = self.limits.live_decided_idle, self._holder
+        left = [e for e in queue if id(e) not in events and (now - e.ts <= age or id(e) in holder)]
+        queue.clear()
+        queue.extend(left)
+
+    def _forget(self, over: list[Open], leaving: list[Sighting], lookups: list[Transaction]) -> None:
+        limits = self.limits
+        self._release(over)
+        of_web: dict[int, tuple[Web, list[Sighting]]] = {}
+        for one in over:
+            of_web.setdefault(one.web.number, (one.web, []))[1].extend(one.sightings)
+        gone = set(map(id, over))
+        for web, sightings in of_web.values():
+            self._webs.remove(web, sightings)
+            for one in web.told:
+                if id(one) not in gone:
+                    one.web = self._webs.of(one.sightings[0])
+                    one.web.told.append(one)
+                    one.web.ends |= ends_of_all(one.sightings)
+                    one.web.changed = False
+            _keep_latest(self._claims_before, web.claims, limits.live_hosts)
+        _keep_latest(self._ends_before, ends_of_all(leaving), limits.live_hosts)
+        if lookups:
+            left = set(map(id, lookups))
+            self.lookups = deque(t for t in self.lookups if id(t) not in left)
+            for t in lookups:
+                self._holder.pop(id(t), None)
+            self._dns.forget(lookups, self.lookups)
+        if len(self._digester) > 2 * self._held_trails + _SPARE:
+            self._digester.forget_all_but(self._webs.sightings())
+            self._held_trails = len(self._digester)
 
     def _remember(self, hosts: Iterable[Host]) -> None:
         merged = _merged(self._hosts_before, hosts)
@@ -262,21 +489,139 @@ class Ledger(Story):
         self._hosts_before = {ip: host for host in merged for ip in host.ips}
 
 
-def _octets(event: MessageCarried) -> int:
-    content = event.content
-    if content is None:
-        return 0
-    return sum(len(value) for _, value in content.headers) + len(content.report or b"")
+class _Dns:
+    """The lookups of `dns` rows that are not finished: fed once, bound anew in each telling."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lookups = Lookups(limits)
+        self._rows: list[Transaction | None] = []
+        """By row; None: the row of `dns` is finished."""
+        self._bound: dict[int, tuple[str, int]] = {}
+        """By id: trace and hop."""
+        self._roles: tuple[dict[str, str], dict[str, str]] = {}, {}
+        self.fresh = False
+        """There are some that no telling has seen."""
+
+    def feed(self, t: Transaction) -> None:
+        """One more."""
+        self.fresh = True
+        if self._lookups.feed(t):
+            self._rows.append(t)
+
+    def begin(self, held: Container[int], only: bool = False) -> Lookups:
+        """They are to be bound: those whose ids are not in `held`; with `only`, none but those."""
+        elsewhere = {row for row, t in enumerate(self._rows) if t is None or (id(t) in held) is not only}
+        self._lookups.begin(elsewhere)
+        return self._lookups
+
+    def at(self, row: int) -> Transaction | None:
+        """The lookup of a row."""
+        return self._rows[row]
+
+    def learn(self, told: Told) -> None:
+        """Keep what a telling made of them."""
+        self.fresh = False
+        self._roles = told.client_roles, told.server_roles
+        self.bind(told)
+
+    def bind(self, told: Told) -> None:
+        """Keep which hop each served."""
+        for row, leg in told.lookups.bound.items():
+            t = self._rows[row]
+            if t is not None and leg.trace is not None:
+                self._bound[id(t)] = leg.trace.id, leg.number
+
+    def free(self, t: Transaction) -> None:
+        """It serves no hop any more."""
+        self._bound.pop(id(t), None)
+
+    def row(self, t: Transaction) -> Transaction:
+        """Its row with what it was for."""
+        trace_id, hop = self._bound.get(id(t), (None, None))
+        client_roles, server_roles = self._roles
+        return t._replace(
+            trace_id=trace_id, hop=hop, client_role=client_roles.get(t.client_ip), server_role=server_roles.get(t.server_ip)
+        )
+
+    def forget(self, gone: Iterable[Transaction], left: Collection[Transaction]) -> None:
+        """Rows that are finished; when most are, the others are put into new columns."""
+        ids = set(map(id, gone))
+        self._rows = [None if id(t) in ids else t for t in self._rows]
+        for key in ids:
+            self._bound.pop(key, None)
+        if len(self._rows) > 2 * len(left) + _SPARE:
+            asked = self._lookups.asked
+            self._lookups, self._rows = Lookups(self._limits), []
+            for t in left:
+                self.feed(t)
+            self._lookups.flush()
+            self._lookups.asked = asked  # each was counted when it came
 
 
-def _time(event: MessageCarried) -> int:
-    return event.ts_end or event.ts_eom or event.ts_start or event.session.connection.ts_last
+def _keep_latest(where: dict[Any, None], new: Iterable[Any], most: int) -> None:
+    for item in new:
+        where.pop(item, None)
+        where[item] = None
+    if len(where) > most:
+        for item in list(where)[: len(where) - most + most // _LEFT]:
+            del where[item]
 
 
-def _session(event: Any) -> str | None:
-    if isinstance(event, MessageCarried | MailboxEvent):
-        return event.session.session_id
-    return event.info.session_id if isinstance(event, SessionEnded) else None
+def _names(one: MailboxEvent | Sighting) -> Iterator[tuple[object, ...]]:
+    """What a message in a mailbox is known by."""
+    session = one.session
+    owner = (session.server_ip, session.auth_user.lower() if session.auth_user else session.session_id)
+    if one.uid is not None:
+        yield (*owner, one.mailbox, one.uidvalidity, one.uid)
+    if one.uidl is not None:
+        yield (*owner, one.uidl)
+    if one.number is not None:
+        yield (session.session_id, one.mailbox, one.number)
+
+
+def _may_be_noticed(s: Sighting, notices: dict[str, list[int]]) -> bool:
+    """Whether a notice that a message has arrived may be about this one."""
+    times = notices.get(s.session.server_ip)
+    return bool(times) and s.kind == "transaction" and any(abs(ts - (s.ts_end or s.ts)) <= _JUST for ts in times or ())
+
+
+def _has_part(s: Sighting, ips: set[str]) -> bool:
+    return s.session.client_ip in ips or s.session.server_ip in ips
+
+
+def _all_decided(web: Web) -> bool:
+    return all(one.message.outcome in DECIDED for one in web.told)
+
+
+_NOBODY = hash(None)
+
+
+def _passed_in(web: Web, opaque: dict[int, list[tuple[int, int]]]) -> bool:
+    """Whether trace fields tell of a hand-over that one of these sessions may have carried."""
+    known = web.passed & opaque.keys()
+    if not known and _NOBODY not in web.passed:
+        return False
+    for s in web.sightings:
+        for trail in s.trail or ():
+            field = trail.field
+            if field.ts is None or (field.ip is not None and hash(field.ip) not in known):
+                continue
+            spans = opaque[hash(field.ip)] if field.ip is not None else chain.from_iterable(opaque.values())
+            if any(first <= field.ts <= last for first, last in spans):
+                return True
+    return False
+
+
+def _of_mail(host: Host) -> Host:
+    """A host without what it is as a name server: that is counted over the whole capture."""
+    return host._replace(
+        roles=[role for role in host.roles if role not in _NAME_SERVERS],
+        evidence=[item for item in host.evidence if item["role"] not in _NAME_SERVERS],
+    )
+
+
+_NAME_SERVERS = ("resolver", "authoritative")
 
 
 def _merged(before: dict[str, Host], hosts: Iterable[Host]) -> list[Host]:

@@ -195,8 +195,11 @@ class Limits:
     """DNS rows held for messages that may still need them: beyond, the oldest are written as they are."""
     live_lookup_age: int = 3_600_000_000_000
     """Age at which a DNS row is written and forgotten unless an open message uses it."""
+    live_mailbox_events: int = 100_000
+    """Mailbox events held for the messages they are about: beyond, the oldest are not told, `mailbox_events_dropped`."""
     live_hosts: int = 50_000
-    """Hosts of finished messages remembered for the hosts table: further ones have no row, `hosts_dropped`."""
+    """Hosts of finished messages remembered for the hosts table: further ones have no row, `hosts_dropped`; and as many pairs of
+    hosts that passed mail on, by which roles are known."""
     live_share: float = 0.1
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""
     live_every: float = 1.0

@@ -53,6 +53,8 @@ _START = 10.0
 """Seconds for a capture to begin."""
 _SWEEP = 50
 """Tellings after which all garbage is looked for, not only that of the last telling."""
+_SETTLE = 10.0
+"""Seconds between two looks at what is over, at least, unless much is held."""
 _LATEST = 200
 """Hops kept for the watch screen."""
 _MANY = 200_000
@@ -210,7 +212,7 @@ class Live:
         self._fates: dict[str, str] = {}
         self._now = 0
         self._stopping = self._rotate = False
-        self._next_telling = 0.0
+        self._next_telling = self._next_settling = 0.0
         self._file: CaptureFile | None = None
         self._file_lock = threading.Lock()
         self._parts: Parts | None = None
@@ -444,20 +446,20 @@ class Live:
             self.counts.dropped = dropped
 
     def _retell(self) -> None:
-        told = self._ledger.tell()
-        self._stand(told)
-        done = self._ledger.settle(told, self._now)
-        if done is not None:
-            for table in (*BY_MESSAGE, "dns", "anomalies"):
-                for row in getattr(done, table):
-                    self._sink.put(table, row)
-            for message in done.messages:
-                self._finished(message)
-            over = {message.trace_id for message in done.messages}
-        else:
-            over = set()
-        if self._parts is not None:
-            self._show_open(told, over)
+        ledger = self._ledger
+        told = ledger.retell()
+        self._stand()
+        if ledger.pressing or time.monotonic() >= self._next_settling:
+            done = ledger.settle(self._now)
+            self._next_settling = time.monotonic() + _SETTLE
+            if done is not None:
+                for table in (*BY_MESSAGE, "dns", "anomalies"):
+                    for row in getattr(done, table):
+                        self._sink.put(table, row)
+                for message in done.messages:
+                    self._finished(message)
+        if self._parts is not None and told is not None:
+            self._show_open(self._parts, told)
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -479,9 +481,9 @@ class Live:
         if self._fates.pop(message.trace_id, None) != message.outcome and self._on_message is not None:
             self._on_message(message)
 
-    def _stand(self, told: Told) -> None:
+    def _stand(self) -> None:
         """What the watch screen shows, and fates that have just become known."""
-        messages = list(told.messages)
+        messages = list(self._ledger.open_messages())
         held = {message.trace_id for message in messages}
         for trace_id in [t for t in self._fates if t not in held]:
             del self._fates[trace_id]
@@ -495,15 +497,19 @@ class Live:
             time.monotonic(),
             [m for m in messages if m.outcome not in DECIDED],
             Counter(m.outcome for m in messages),
-            _latency(told.hops) if self._on_tick is not None or self.plan.keep else {},
+            _latency(self._ledger.waits()) if self._on_tick is not None or self.plan.keep else {},
         )
 
-    def _show_open(self, told: Told, over: set[str]) -> None:
-        assert self._parts is not None
+    def _show_open(self, parts: Parts, told: Told) -> None:
+        held = {message.trace_id for message in self._ledger.open_messages()}
         for table in BY_MESSAGE:
-            self._parts.show_open(table, (row for row in getattr(told, table) if row.trace_id not in over))
-        self._parts.show_open("hosts", told.hosts)
-        self._parts.show_open("dns", map(told.dns, self._ledger.lookups))
+            rows: dict[str, list[Any]] = {}
+            for row in getattr(told, table):
+                if row.trace_id in held:
+                    rows.setdefault(row.trace_id, []).append(row)
+            parts.show_open(table, rows, held)
+        parts.show_open("hosts", {"": told.hosts})
+        parts.show_open("dns", {"": self._ledger.dns_rows()})
 
     def _turn(self) -> None:
         """A new capture file; the rows finished so far become tables of their own."""
@@ -542,7 +548,7 @@ class Live:
             self._result = Result(told, [self.info])
             for message in self._ledger.last_messages:
                 self._finished(message)
-            self.standing = Standing(self._now, latency=_latency(told.rows("hops")) if self.plan.keep else {})
+            self.standing = Standing(self._now, latency=_latency(map(_waits, told.rows("hops"))) if self.plan.keep else {})
             self._over = time.monotonic()
         with self._file_lock:
             if self._file is not None:
@@ -702,17 +708,22 @@ def _first(frames: Frames, count: int) -> Frames:
     return replace(frames, **{name: getattr(frames, name)[:count] for name in FRAME_COLUMNS})
 
 
-def _latency(hops: Iterable[Hop]) -> dict[str, tuple[int, float | None, float | None]]:
+def _waits(hop: Hop) -> tuple[str, float | None, float | None]:
+    return hop.server_role if hop.server_role is not None and hop.basis == "observed" else "", hop.accept_s, hop.queue_s
+
+
+def _latency(waits: Iterable[tuple[str, float | None, float | None]]) -> dict[str, tuple[int, float | None, float | None]]:
+    """Role of the server -> hops, median accept_s, median queue_s, from those of each hop."""
     taken: dict[str, tuple[list[float], list[float]]] = {}
     count: Counter[str] = Counter()
-    for hop in hops:
-        if hop.server_role is not None and hop.basis == "observed":
-            count[hop.server_role] += 1
-            accept, queue = taken.setdefault(hop.server_role, ([], []))
-            if hop.accept_s is not None:
-                accept.append(hop.accept_s)
-            if hop.queue_s is not None:
-                queue.append(hop.queue_s)
+    for role, accept_s, queue_s in waits:
+        if role:
+            count[role] += 1
+            accept, queue = taken.setdefault(role, ([], []))
+            if accept_s is not None:
+                accept.append(accept_s)
+            if queue_s is not None:
+                queue.append(queue_s)
     return {
         role: (count[role], median(accept) if accept else None, median(queue) if queue else None)
         for role, (accept, queue) in taken.items()

@@ -54,6 +54,131 @@ class Claim(NamedTuple):
     field: Received
 
 
+def ends_of(s: Sighting) -> Ends:
+    """Who passed this message to whom, and how."""
+    info = s.session
+    transaction = s.kind == "transaction"
+    client_ip = info.stated_client_ip or info.client_ip
+    return Ends(client_ip, info.server_ip, transaction, info.protocol == "lmtp", transaction and first_handled(s))
+
+
+def about_envelopes(s: Sighting) -> Iterator[int]:
+    """Keys of the envelopes of which a report tells, as far as it goes to their sender."""
+    for fate in s.report.fates[:_RECIPIENTS] if s.report is not None and s.recipients else ():
+        to = s.recipients[0].address.lower()
+        yield from (hash((to, name)) for name in (fate.recipient.lower(), (fate.final or "").lower()))
+
+
+class Keys:
+    """What joins sightings, as hashes: each key with the number of the sighting that has it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.strong = array("q"), array("i")
+        """(hash, sighting): what joins sightings."""
+        self.faint = array("q"), array("i")
+        """The same for keys that join only where one of the two has something uncommon, as no Message-ID."""
+        self.searching: set[int] = set()
+        """Those of them that such a sighting has."""
+        self.passed = array("q"), array("i")
+        """(hash of a client's address, sighting): hand-overs of which trace fields tell."""
+        self.related: set[int] = set()
+        """Hashes by which reports and automatic replies, and what they are about, are known."""
+        self.claims: set[Claim] = set()
+
+    def add(self, s: Sighting, number: int) -> None:
+        """The keys of one more sighting."""
+        info = s.session
+        transaction = s.kind == "transaction"
+        keys = [hash((info.client_ip, info.client_port, info.server_ip, info.server_port, s.kind, s.index))]
+        if s.message_id is not None:
+            keys.append(hash(s.message_id))
+        if s.queue_id is not None and transaction:
+            self._queued(s, number, plain_id(s.queue_id), keys)
+        if s.envelope_id is not None:
+            keys.append(hash(("envelope", s.envelope_id)))
+        if s.trail is not None:
+            self._trail(s, number, keys)
+        if s.report_kind is not None or s.auto_submitted:
+            self.related.add(keys[0])
+            self.related.update(map(hash, s.answers))
+            if s.report is not None:
+                self.related.add(hash(s.report.message_id))
+                self.related.add(hash(("queued", s.report.queue_id)))
+                self.related.add(hash(("envelope", s.report.envelope_id)))
+                self.related.update(about_envelopes(s))
+        self.strong[0].extend(keys)
+        self.strong[1].extend([number] * len(keys))
+        self._faintly(s, number, transaction)
+
+    def _queued(self, s: Sighting, number: int, queue_id: str, keys: list[int]) -> None:
+        """Keys to a trace field with this queue id: queue ids come round again, so with what else has to agree (`wrote`)."""
+        info = s.session
+        name = (info.server_name or "").rstrip(".").lower()
+        keys.append(hash((queue_id, info.client_ip)))
+        if info.stated_client_ip is not None:
+            keys.append(hash((queue_id, info.stated_client_ip)))
+        if s.trail is None and s.header_complete:
+            keys.append(hash((queue_id,)))
+        keys += (hash((queue_id, "at", info.server_ip)), hash((queue_id, "by", name)))
+        faint = [hash(("queued", s.queue_id))]
+        if not s.has_content:
+            faint.append(hash((queue_id, "by", name, "unseen")))
+            self.searching.add(faint[-1])
+        self.faint[0].extend(faint)
+        self.faint[1].extend([number] * len(faint))
+
+    def _stamped(self, trail: Trail, number: int, queue_id: str, keys: list[int]) -> None:
+        """The same from the trace field's side."""
+        field = trail.field
+        if trail.below is None:
+            keys.append(hash((queue_id,)))
+        if field.by_ip is not None:
+            keys.append(hash((queue_id, "at", field.by_ip)))
+        if field.ip is not None:
+            keys.append(hash((queue_id, field.ip)))
+            self.faint[0].append(hash((queue_id, "by", field.by, "unseen")))
+            self.faint[1].append(number)
+        else:
+            keys.append(hash((queue_id, "by", field.by)))
+
+    def _trail(self, s: Sighting, number: int, keys: list[int]) -> None:
+        host = None if s.kind == "append" else s.session.server_ip
+        if s.kind == "transaction":
+            host = s.session.stated_client_ip or s.session.client_ip
+        trail = s.trail
+        while trail is not None:
+            field = trail.field
+            keys.append(trail.mark)
+            if field.id is not None:
+                self._stamped(trail, number, plain_id(field.id), keys)
+            if field.handed_over:
+                self.passed[0].append(hash(field.ip))
+                self.passed[1].append(number)
+                if "LMTP" in (field.protocol or "") and len(self.claims) < self._limits.hosts:
+                    self.claims.add(Claim(host, field._replace(id=None, recipient=None, ts=None)))
+                host = field.ip
+            trail = trail.below
+
+    def _faintly(self, s: Sighting, number: int, transaction: bool) -> None:
+        """Keys of `correlate` for what has no Message-ID: the body with fields that nobody rewrites; the envelope."""
+        keys: list[int] = []
+        if s.body_digest is not None and s.header_date is not None:
+            keys.append(hash((s.body_digest, s.header_date, s.header_from, s.subject)))
+            if s.message_id is None:
+                self.searching.add(keys[0])
+        if transaction:
+            reverse_path = s.mail_from.lower() if s.mail_from is not None else None
+            some = s.recipients[:_RECIPIENTS]
+            envelope = [hash((reverse_path, r.address.lower())) for r in some] or [hash((reverse_path,))]
+            keys += envelope
+            keys += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
+            if s.message_id is None and s.body_digest is None:
+                self.searching.update(envelope)
+        self.faint[0].extend(keys)
+        self.faint[1].extend([number] * len(keys))
+
+
 class Archive:
     """Sightings of sessions, put away.  `split` ends the taking in."""
 
@@ -76,17 +201,7 @@ class Archive:
         self._ends = array("i")
         """Number of a session -> number of its two ends."""
         self._pairs: dict[tuple[str, str], int] = {}
-        self._keys = array("q"), array("i")
-        """(hash, sighting): what joins sightings."""
-        self._faint = array("q"), array("i")
-        """The same for keys that join only where one of the two has something uncommon, as no Message-ID."""
-        self._searching: set[int] = set()
-        """Those of them that such a sighting has."""
-        self._passed = array("q"), array("i")
-        """(hash of a client's address, sighting): hand-overs of which trace fields tell."""
-        self.related: set[int] = set()
-        """Hashes by which reports and automatic replies, and what they are about, are known."""
-        self.claims: set[Claim] = set()
+        self.keys = Keys(limits)
 
     def __len__(self) -> int:
         return len(self._ts)
@@ -125,103 +240,15 @@ class Archive:
         self._info_file.write(b"".join(packed))
 
     def _index(self, s: Sighting, session: int) -> None:
-        number, info = len(self._ts), s.session
+        number = len(self._ts)
         self._ts.append(s.ts)
         self._session.append(session)
-        transaction = s.kind == "transaction"
-        how = _TRANSACTION if transaction else 0
-        how |= _LMTP if info.protocol == "lmtp" else 0
-        how |= _HANDED_IN if transaction and first_handled(s) else 0
+        ends = ends_of(s)
+        how = _TRANSACTION if ends.transaction else 0
+        how |= _LMTP if ends.lmtp else 0
+        how |= _HANDED_IN if ends.handed_in else 0
         self._how.append(how)
-        keys = [hash((info.client_ip, info.client_port, info.server_ip, info.server_port, s.kind, s.index))]
-        if s.message_id is not None:
-            keys.append(hash(s.message_id))
-        if s.queue_id is not None and transaction:
-            self._queued(s, number, plain_id(s.queue_id), keys)
-        if s.envelope_id is not None:
-            keys.append(hash(("envelope", s.envelope_id)))
-        if s.trail is not None:
-            self._trail(s, number, keys)
-        if s.report_kind is not None or s.auto_submitted:
-            self.related.add(keys[0])
-            self.related.update(map(hash, s.answers))
-            if s.report is not None:
-                self.related.add(hash(s.report.message_id))
-                self.related.add(hash(("queued", s.report.queue_id)))
-                self.related.add(hash(("envelope", s.report.envelope_id)))
-                for fate in s.report.fates[:_RECIPIENTS] if s.recipients else ():
-                    to = s.recipients[0].address.lower()
-                    self.related.update(hash((to, name)) for name in (fate.recipient.lower(), (fate.final or "").lower()))
-        self._keys[0].extend(keys)
-        self._keys[1].extend([number] * len(keys))
-        self._faintly(s, number, transaction)
-
-    def _queued(self, s: Sighting, number: int, queue_id: str, keys: list[int]) -> None:
-        """Keys to a trace field with this queue id: queue ids come round again, so with what else has to agree (`wrote`)."""
-        info = s.session
-        name = (info.server_name or "").rstrip(".").lower()
-        keys.append(hash((queue_id, info.client_ip)))
-        if info.stated_client_ip is not None:
-            keys.append(hash((queue_id, info.stated_client_ip)))
-        if s.trail is None and s.header_complete:
-            keys.append(hash((queue_id,)))
-        keys += (hash((queue_id, "at", info.server_ip)), hash((queue_id, "by", name)))
-        faint = [hash(("queued", s.queue_id))]
-        if not s.has_content:
-            faint.append(hash((queue_id, "by", name, "unseen")))
-            self._searching.add(faint[-1])
-        self._faint[0].extend(faint)
-        self._faint[1].extend([number] * len(faint))
-
-    def _stamped(self, trail: Trail, number: int, queue_id: str, keys: list[int]) -> None:
-        """The same from the trace field's side."""
-        field = trail.field
-        if trail.below is None:
-            keys.append(hash((queue_id,)))
-        if field.by_ip is not None:
-            keys.append(hash((queue_id, "at", field.by_ip)))
-        if field.ip is not None:
-            keys.append(hash((queue_id, field.ip)))
-            self._faint[0].append(hash((queue_id, "by", field.by, "unseen")))
-            self._faint[1].append(number)
-        else:
-            keys.append(hash((queue_id, "by", field.by)))
-
-    def _trail(self, s: Sighting, number: int, keys: list[int]) -> None:
-        host = None if s.kind == "append" else s.session.server_ip
-        if s.kind == "transaction":
-            host = s.session.stated_client_ip or s.session.client_ip
-        trail = s.trail
-        while trail is not None:
-            field = trail.field
-            keys.append(trail.mark)
-            if field.id is not None:
-                self._stamped(trail, number, plain_id(field.id), keys)
-            if field.handed_over:
-                self._passed[0].append(hash(field.ip))
-                self._passed[1].append(number)
-                if "LMTP" in (field.protocol or "") and len(self.claims) < self._limits.hosts:
-                    self.claims.add(Claim(host, field._replace(id=None, recipient=None, ts=None)))
-                host = field.ip
-            trail = trail.below
-
-    def _faintly(self, s: Sighting, number: int, transaction: bool) -> None:
-        """Keys of `correlate` for what has no Message-ID: the body with fields that nobody rewrites; the envelope."""
-        keys: list[int] = []
-        if s.body_digest is not None and s.header_date is not None:
-            keys.append(hash((s.body_digest, s.header_date, s.header_from, s.subject)))
-            if s.message_id is None:
-                self._searching.add(keys[0])
-        if transaction:
-            reverse_path = s.mail_from.lower() if s.mail_from is not None else None
-            some = s.recipients[:_RECIPIENTS]
-            envelope = [hash((reverse_path, r.address.lower())) for r in some] or [hash((reverse_path,))]
-            keys += envelope
-            keys += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
-            if s.message_id is None and s.body_digest is None:
-                self._searching.update(envelope)
-        self._faint[0].extend(keys)
-        self._faint[1].extend([number] * len(keys))
+        self.keys.add(s, number)
 
     # out
 
@@ -250,14 +277,14 @@ class Archive:
         count = len(self._ts)
         label = _components(count, *self._joining())
         first = np.zeros(count, bool)
-        wanted = np.fromiter((*self.related, *keys), np.int64)
-        for columns in (self._keys, self._faint) if len(wanted) else ():
+        wanted = np.fromiter((*self.keys.related, *keys), np.int64)
+        for columns in (self.keys.strong, self.keys.faint) if len(wanted) else ():
             first[_columns(columns)[1][np.isin(_columns(columns)[0], wanted)]] = True
         held = [client in clients or server in servers for client, server in self._pairs]
         ends = np.frombuffer(self._ends, np.int32)[np.frombuffer(self._session, np.int32)]
         first |= np.array(held, bool)[ends]
         if opaque:
-            key, owner = _columns(self._passed)
+            key, owner = _columns(self.keys.passed)
             first[owner[np.isin(key, np.fromiter(map(hash, (None, *opaque)), np.int64))]] = True
         concerned = np.zeros(count, bool)
         concerned[label[first]] = True
@@ -280,11 +307,11 @@ class Archive:
         """Every (hash, sighting) that may join."""
         import numpy as np
 
-        keys, owners = _columns(self._keys)
-        if not self._searching:
+        keys, owners = _columns(self.keys.strong)
+        if not self.keys.searching:
             return keys, owners
-        faint, theirs = _columns(self._faint)
-        sought = np.isin(faint, np.fromiter(self._searching, np.int64))
+        faint, theirs = _columns(self.keys.faint)
+        sought = np.isin(faint, np.fromiter(self.keys.searching, np.int64))
         return np.concatenate((keys, faint[sought])), np.concatenate((owners, theirs[sought]))
 
     def get(self, numbers: Any) -> list[Sighting]:

@@ -20,6 +20,7 @@ from analyzer.mail.records import Link
 from analyzer.mail.reports import Report
 from analyzer.mail.sightings import Sighting, Trail
 from analyzer.protocols.base import MailboxEvent, SessionInfo
+from analyzer.wire.types import Attempt
 
 _SECOND = 1_000_000_000
 _CLOSE = 2 * _SECOND
@@ -118,6 +119,8 @@ class Lost(NamedTuple):
     """The hop that followed it, when the message went on from this client."""
     known: bool
     """Whether its message could be told."""
+    event: SessionInfo | Attempt
+    """What was seen of it."""
 
 
 class MailboxStep(NamedTuple):

@@ -92,15 +92,20 @@ class Hosts:
         server.seen(first, last)
         client.sessions += 1
         server.sessions += 1
+        self.introduce(info)
+        if info.server_software:
+            named = (first, info.server_software)
+            server.software = min(named, server.software or named)
+
+    def introduce(self, info: SessionInfo) -> None:
+        """Keep the names of a session's ends, without counting it."""
+        client, server = self.of(info.client_ip), self.of(info.server_ip)
         if info.client_name:
             _name(client, info.client_name)
         if info.server_name:
             _name(server, info.server_name)
         if info.sni:
             _name(server, info.sni)
-        if info.server_software:
-            named = (first, info.server_software)
-            server.software = min(named, server.software or named)
 
     def settle(self, book: Book) -> None:
         """All sessions and answers are in: find which addresses are one machine, and what they are called."""

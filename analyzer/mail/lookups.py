@@ -14,7 +14,7 @@ Kept as columns: a lookup costs some 60 octets until it is known to matter.
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -137,17 +137,27 @@ class Lookups:
         """Machines that took mail in: what they ask is about their clients."""
         self._by_key: dict[tuple[int, int, str], int] | None = None
         self._bound_frames: set[int] = set()
+        self._elsewhere: Collection[int] = ()
 
     def __len__(self) -> int:
         return len(self.ts)
 
-    def feed(self, t: Transaction) -> None:
-        """Take one question and its answer."""
+    def feed(self, t: Transaction) -> bool:
+        """Take one question and its answer; whether it is one that may serve a hop, and so has a row."""
         if t.qname is None or t.qtype is None or t.opcode != "QUERY" or t.qclass != "IN":
-            return
+            return False
         self._waiting.append(t)
         if len(self._waiting) >= _BATCH:
             self.flush()
+        return True
+
+    def begin(self, elsewhere: Collection[int] = ()) -> None:
+        """Before they are bound again: nothing is bound; the rows `elsewhere` are known to have served what is not told now."""
+        self.flush()
+        self._elsewhere = elsewhere
+        self.bound = {}
+        self.neighbours = {}
+        self._by_key = None
 
     def flush(self) -> None:
         """Put what was fed since the last time into the columns: many rows at once cost a fraction of one by one."""
@@ -320,7 +330,7 @@ class Lookups:
         again = {machine: [use for use in theirs if use.reused] for machine, theirs in by_client.items()}
         for machine, theirs in by_client.items():
             by_client[machine] = [use for use in theirs if not use.reused]
-        taken: dict[int, Leg | None] = {}
+        taken: dict[int, Leg | None] = dict.fromkeys(self._elsewhere)
         for machine, theirs in by_server.items():
             self._callers(self._rows_of[machine], theirs, taken)
         served: dict[int, set[tuple[int, str, int]]] = {machine: set() for machine in by_client}

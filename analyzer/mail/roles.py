@@ -49,9 +49,20 @@ class Scene:
                 self.lmtp_clients.add(id(hosts.of(info.client_ip)))
                 self.lmtp_servers.add(id(hosts.of(info.server_ip)))
         self._mx_somewhere: set[int] | None = None
+        self.counted: list[tuple[Leg, Machine, list[tuple[str, str]]]] = []
+        """Evidence that counts, and of which hop, when that is asked for."""
+        self.counting = False
         self.has_exchangers = bool(lookups.book.exchangers or lookups.book.addresses)
         self._leg: Leg | None = None
         self._domains: list[str] = []
+
+    def count(self, leg: Leg, machine: Machine | None, held: list[tuple[str, str]]) -> None:
+        """Evidence decided something about a machine."""
+        if machine is not None:
+            for evidence in held:
+                machine.evidence[evidence] += 1
+            if self.counting:
+                self.counted.append((leg, machine, held))
 
     def add(self, traces: list[Trace]) -> None:
         """What the machines do in these messages."""
@@ -339,7 +350,7 @@ class Servers:
                 if most > weight:
                     evidence = held if role == leg.server_role else [(role, "acts so in other hops")]
                     leg.server_role = role
-            _count(leg.server, evidence)
+            self._scene.count(leg, leg.server, evidence)
 
 
 def assign(traces: list[Trace], scene: Scene) -> None:
@@ -351,11 +362,11 @@ def assign(traces: list[Trace], scene: Scene) -> None:
         for leg in trace.legs:
             if not leg.carried:
                 leg.server_role, leg.client_role = leg.protocol, "mua"
-                _count(leg.server, [(leg.protocol, MAILBOX_RULES.get(leg.protocol, "holds the mailbox"))])
-                _count(leg.client, [("mua", "reads or files mail in a mailbox")])
+                scene.count(leg, leg.server, [(leg.protocol, MAILBOX_RULES.get(leg.protocol, "holds the mailbox"))])
+                scene.count(leg, leg.client, [("mua", "reads or files mail in a mailbox")])
                 continue
             leg.client_role, _, held = _decide(CLIENT_RULES, leg, scene)
-            _count(leg.client, held)
+            scene.count(leg, leg.client, held)
             if leg.server_role == "mda":
                 leg.kind = "deliver"
             elif leg.server_role == "msa" or leg.client_role == "mua":
@@ -366,12 +377,6 @@ def assign(traces: list[Trace], scene: Scene) -> None:
 
 _QUIET = 3
 """Weight up to which a hop's own evidence gives way to the machine's other hops."""
-
-
-def _count(machine: Machine | None, held: list[tuple[str, str]]) -> None:
-    if machine is not None:
-        for evidence in held:
-            machine.evidence[evidence] += 1
 
 
 Facts = tuple[bool, bool, bool, bool, bool, str, int | None]

@@ -5,6 +5,7 @@ sighting costs about a kilobyte, whatever the message holds.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from analyzer.mail import reports
@@ -189,6 +190,14 @@ class Digester:
         self._trails: dict[int, Trail] = {}
         """By the hash of the newest field's octets and of all below: 64 bits, keyed anew in each process."""
         self._fields: dict[int, Received] = {}
+
+    def __len__(self) -> int:
+        return len(self._trails)
+
+    def forget_all_but(self, sightings: Iterable[Sighting]) -> None:
+        """Forget what none of these has."""
+        self._trails = {trail.mark: trail for s in sightings for trail in s.trail or ()}
+        self._fields = {}
 
     def sighting(self, event: MessageCarried) -> Sighting:
         """What is worth keeping of an event."""

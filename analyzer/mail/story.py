@@ -10,15 +10,15 @@ Rules:
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import chain, count
 from statistics import median_low
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail import fate, oddities, roles, timeline
-from analyzer.mail.archive import Archive, Ends
+from analyzer.mail.archive import Archive, Claim, Ends
 from analyzer.mail.authentication.evaluate import Judge
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
@@ -96,6 +96,10 @@ class Told:
     client_roles: dict[str, str]
     session_traces: dict[str, str | None]
     """Session -> its one trace; None when it carried several."""
+    traces: list[Trace]
+    """The messages of the first part, as they were worked out."""
+    evidence: list[tuple[Leg, Machine, list[tuple[str, str]]]]
+    """Evidence that was counted, with its hop, for whom it was told apart (`Elsewhere`)."""
 
     def _all(self, table: str) -> Iterable[Any]:
         return Rows(lambda: chain.from_iterable(getattr(part, table) for part in self.parts))
@@ -151,13 +155,30 @@ class Told:
         return row._replace(trace_id=self.session_traces.get(row.session_id))
 
 
+@dataclass
+class Elsewhere:
+    """What is known of messages that are told another time: these are told as if those were told, too."""
+
+    ends: Collection[Ends] = ()
+    """Who passed mail to whom there."""
+    claims: Collection[Claim] = ()
+    """Hand-overs by LMTP that are claimed there."""
+    evidence: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    """(address, role, rule) and how often it held there."""
+    messages: Mapping[str, int] = field(default_factory=dict)
+    """Messages in which an address had part there."""
+
+
 class Story:
     """Everything seen of mail in one analysis."""
 
-    def __init__(self, limits: Limits, whole: bool = False) -> None:
-        """`whole`: it is held in memory and told in one part."""
+    def __init__(
+        self, limits: Limits, whole: bool = False, elsewhere: Elsewhere | None = None, lookups: Lookups | None = None
+    ) -> None:
+        """`whole`: it is held in memory and told in one part.  `lookups`: there already, not fed."""
         self.limits = limits
         self._whole = whole
+        self.elsewhere = elsewhere
         self._digester = Digester()
         self._sightings: list[Sighting] = []
         self._closed: set[SessionInfo] = set()
@@ -167,11 +188,12 @@ class Story:
         self._opaque: list[SessionInfo] = []
         self._idle: list[SessionInfo] = []
         self._attempts: list[Attempt] = []
-        self._hosts = Hosts(limits)
-        self._lookups = Lookups(limits)
+        self.hosts = Hosts(limits)
+        self._lookups = lookups if lookups is not None else Lookups(limits)
         self._dropped: dict[str, int] = {}
-        self._feeders: dict[type, Callable[[Any], None]] = {
+        self._feeders: dict[type, Callable[[Any], object]] = {
             MessageCarried: self._message,
+            Sighting: self._sightings.append,
             SessionEnded: self._session,
             MailboxEvent: self._event,
             Transaction: self._lookups.feed,
@@ -206,7 +228,7 @@ class Story:
 
     def _session(self, event: SessionEnded) -> None:
         info = event.info
-        self._hosts.session(info)
+        self.hosts.session(info)
         if info.messages and not self._whole:
             self._closed.add(info)
         if info.visibility == "opaque":
@@ -216,6 +238,10 @@ class Story:
                 self._idle.append(info)
             else:
                 self._drop("attempts_dropped")
+
+    def lend(self, info: SessionInfo) -> None:
+        """Take an opaque session, or one without a transaction, that is counted another time."""
+        (self._opaque if info.visibility == "opaque" else self._idle).append(info)
 
     def _attempt(self, attempt: Attempt) -> None:
         if len(self._attempts) < self.limits.idle_connections:
@@ -246,13 +272,18 @@ class _Telling:
 
     def __init__(self, story: Story, asked: Collection[str]) -> None:
         self.limits = story.limits
-        self.hosts = story._hosts
+        self.hosts = story.hosts
         self.lookups = story._lookups
         self.lookups.flush()
         self.anomalies: list[Anomaly] = []
         self.sightings = story._sightings
         self.archive = story._archive
         self.ends: list[Ends] = list(self.archive.ends()) if self.archive is not None else []
+        self.claims: Collection[Claim] = self.archive.keys.claims if self.archive is not None else ()
+        self.elsewhere = story.elsewhere
+        if self.elsewhere is not None:
+            self.ends += self.elsewhere.ends
+            self.claims = self.elsewhere.claims
         self.asked = set(asked)
         self.events = sorted(story._events, key=_event_place)
         self.sessions = story._opaque
@@ -272,6 +303,11 @@ class _Telling:
         self._ghosts: set[str] = set()
 
     def told(self) -> Told:
+        if self.elsewhere is not None:
+            for (ip, role, rule), times in self.elsewhere.evidence.items():
+                self.hosts.of(ip).evidence[role, rule] += times
+            for ip, times in self.elsewhere.messages.items():
+                self.hosts.of(ip).messages += times
         for s in self.sightings:
             for ip in (s.session.stated_client_ip or s.session.client_ip, s.session.server_ip):
                 self.hosts.of(ip)
@@ -293,8 +329,8 @@ class _Telling:
         self.lookups.settle(self._machines())
         self.scene = roles.Scene(self.idle, self.hosts, self.lookups)
         self.scene.add(self.traces)
-        if self.archive is not None:
-            self.scene.add_archived(self.ends, self.archive.claims)
+        self.scene.counting = self.elsewhere is not None
+        self.scene.add_archived(self.ends, self.claims)
         self.servers = roles.Servers(self.scene)
         said = self.servers.hear(self.traces)
         heard = [self._hear(numbers, n < _PARTS_HELD) for n, numbers in enumerate(later)]
@@ -322,6 +358,8 @@ class _Telling:
             server_roles=server_roles,
             client_roles=client_roles,
             session_traces=self.session_traces,
+            traces=self.traces,
+            evidence=self.scene.counted,
         )
 
     def _later(
@@ -489,7 +527,7 @@ class _Telling:
         for a in self.attempts:
             if a.resp_port not in _MAILBOX_PORTS:
                 ends, detail = (a.orig_ip, a.resp_ip), timeline.attempt_detail(a)
-                calls.append(_Call(a.ts, a.source, *ends, detail, a.frame, a.resp_port, a.ts_end, None))
+                calls.append(_Call(a.ts, a.source, *ends, detail, a.frame, a.resp_port, a.ts_end, a))
         if not calls:
             return []
         index = _LegIndex(self.traces)
@@ -499,7 +537,7 @@ class _Telling:
             trace, hop = index.made_for(call, client, server, self.scene)
             known = trace is not None
             ends = (call.client_ip, call.server_ip)
-            item = Lost(call.ts, client, call.source, *ends, call.detail, call.frame, call.session, hop, known)
+            item = Lost(call.ts, client, call.source, *ends, call.detail, call.frame, call.session, hop, known, call.event)
             lost.append(item)
             if trace is not None:
                 if trace.lost is None:
@@ -634,7 +672,12 @@ class _Call(NamedTuple):
     port: int
     over: int
     """When it had failed."""
-    session: SessionInfo | None
+    event: SessionInfo | Attempt
+
+    @property
+    def session(self) -> SessionInfo | None:
+        """The session, where it came to one."""
+        return self.event if isinstance(self.event, SessionInfo) else None
 
 
 class _LegIndex:

@@ -6,12 +6,13 @@
    tables take their place.
 """
 
+import errno
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from analyzer.errors import MailhopError
 from analyzer.tables.export import json_lines
@@ -19,6 +20,8 @@ from analyzer.tables.schema import TABLES
 from analyzer.tables.visible import visible
 
 PART, OPEN = ".part.jsonl", ".open.jsonl"
+_PIECE = 1 << 20
+"""Octets copied at a time."""
 _HELD = 2000
 """Rows of a table held before they are written without being asked to."""
 
@@ -32,6 +35,8 @@ class Parts:
         self._rows: dict[str, list[Any]] = {name: [] for name in TABLES}
         self._format = {name: json_lines(table) for name, table in TABLES.items()}
         self._fds: dict[str, int] = {}
+        self._places: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in TABLES}
+        """Where the rows of each owner stand in the file of what is open."""
         self.left_over: Path | None = None
         """Where files of a run that was killed were put."""
         try:
@@ -83,17 +88,29 @@ class Parts:
                 os.ftruncate(fd, before + bytes(view[:done]).rfind(b"\n") + 1)
             raise _failure(self.directory, error) from None
 
-    def show_open(self, table: str, rows: Iterable[Any]) -> None:
-        """Replace the rows of what is open."""
+    def show_open(self, table: str, rows: Mapping[str, Iterable[Any]], held: Container[str] = ()) -> None:
+        """Replace rows of what is open: `rows` are new, by their owners; of the others those of `held` stay as they are."""
+        stay = {owner: place for owner, place in self._places[table].items() if owner in held and owner not in rows}
+        if not rows and len(stay) == len(self._places[table]):
+            return
         path = self.directory / f"{table}{OPEN}"
         temporary = self.directory / f".{table}{OPEN}.{os.getpid()}"
+        places: dict[str, tuple[int, int]] = {}
         try:
-            temporary.write_bytes("".join(self._format[table](list(rows))).encode())
+            with open(temporary, "wb") as new:
+                if stay:
+                    with open(path, "rb") as old:
+                        _copy(old, new, stay, places)
+                for owner, mine in rows.items():
+                    start = new.tell()
+                    new.write("".join(self._format[table](list(mine))).encode())
+                    places[owner] = start, new.tell()
             temporary.replace(path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
             raise _failure(self.directory, error) from None
+        self._places[table] = places
 
     def restart(self) -> None:
         """Begin anew with empty files (what was in them is elsewhere by now)."""
@@ -115,6 +132,29 @@ class Parts:
             with suppress(OSError):
                 os.close(fd)
         self._fds.clear()
+
+
+def _copy(old: BinaryIO, new: BinaryIO, stay: Mapping[str, tuple[int, int]], places: dict[str, tuple[int, int]]) -> None:
+    """Copy what stays, what stands together at once, and note where it is now."""
+    first = last = 0
+    for owner, (start, end) in sorted(stay.items(), key=lambda item: item[1]):
+        if start != last:
+            _copy_octets(old, new, first, last)
+            first = start
+        last = end
+        at = new.tell() + start - first
+        places[owner] = at, at + end - start
+    _copy_octets(old, new, first, last)
+
+
+def _copy_octets(old: BinaryIO, new: BinaryIO, first: int, last: int) -> None:
+    old.seek(first)
+    while first < last:
+        piece = old.read(min(last - first, _PIECE))
+        if not piece:
+            raise OSError(errno.EIO, "it was changed by another program")
+        new.write(piece)
+        first += len(piece)
 
 
 def _failure(directory: Path, error: OSError) -> MailhopError:

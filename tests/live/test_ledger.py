@@ -26,7 +26,8 @@ def forgetful(limits: Limits) -> tuple[Tables, list[int]]:
     held = []
     for frames in files.read(STORY, limits, info):
         pipeline.feed(frames)
-        done = ledger.settle(ledger.tell(), int(frames.ts[-1]))
+        ledger.retell()
+        done = ledger.settle(int(frames.ts[-1]))
         if done is not None:
             for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "dns", "anomalies"):
                 for row in getattr(done, table):

@@ -1,0 +1,216 @@
+"""Sightings kept together as they come: a web is what could be one message, with the reports about it.
+
+Rules:
+1. Sightings are of one web when a key joins them (`archive.Keys`), directly or over others: no join that `correlate` makes
+   crosses two webs, so a web can be told without the others.
+2. A report or automatic reply is of the web of what it is about.
+3. A web that loses some of its sightings is woven anew from the others.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+
+from analyzer.limits import Limits
+from analyzer.mail.archive import Claim, Ends, Keys, about_envelopes, ends_of
+from analyzer.mail.records import Message
+from analyzer.mail.sightings import Sighting
+
+
+class Open:
+    """A message that is not over, as it was told last."""
+
+    __slots__ = ("events", "evidence", "ips", "message", "sightings", "waits", "web")
+
+    def __init__(self, web: "Web", message: Message, sightings: list[Sighting]) -> None:
+        self.web = web
+        self.message = message
+        self.sightings = sightings
+        self.events: list[object] = []
+        """Lookups, sessions, attempts and mailbox events that it was told with; they are no other message's."""
+        self.evidence: Counter[tuple[str, str, str]] = Counter()
+        """(address, role, rule) and how often its hops made it hold."""
+        self.ips: tuple[str, ...] = ()
+        """First addresses of the machines that had part in it."""
+        self.waits: list[tuple[str, float | None, float | None]] = []
+        """Server's role, accept_s and queue_s of each observed hop."""
+
+
+class Web:
+    """Sightings that could be one message."""
+
+    __slots__ = ("changed", "claims", "ends", "faint", "number", "octets", "passed", "sightings", "sought", "strong", "told")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """No other web of this run has had it."""
+        self.sightings: list[Sighting] = []
+        self.changed = True
+        """Not told since something came to it."""
+        self.told: list[Open] = []
+        self.ends: set[Ends] = set()
+        """As of the last telling."""
+        self.claims: set[Claim] = set()
+        self.passed: set[int] = set()
+        """Hashes of the addresses of clients that trace fields name."""
+        self.octets = 0
+        self.strong: list[int] = []
+        self.faint: list[int] = []
+        self.sought: list[int] = []
+
+
+class Webs:
+    """All sightings held, by web."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._webs: dict[int, Web] = {}
+        self._number = 0
+        self._strong: dict[int, Web] = {}
+        self._faint: dict[int, set[Web]] = {}
+        self._sought: Counter[int] = Counter()
+        self._of: dict[int, Web] = {}
+        """By id of a sighting."""
+        self.count = 0
+        """Sightings held."""
+        self.octets = 0
+        """What of them is as long as the traffic likes."""
+
+    def __iter__(self) -> Iterator[Web]:
+        return iter(self._webs.values())
+
+    def __len__(self) -> int:
+        return len(self._webs)
+
+    def of(self, s: Sighting) -> Web:
+        """The web of a sighting."""
+        return self._of[id(s)]
+
+    def about(self, message_id: str) -> Web | None:
+        """The web with a Message-ID."""
+        return self._strong.get(hash(message_id))
+
+    def sightings(self) -> Iterator[Sighting]:
+        """All of them."""
+        return (s for web in self for s in web.sightings)
+
+    def add(self, s: Sighting) -> Web:
+        """Keep a sighting with those it could be one message with."""
+        keys = Keys(self._limits)
+        keys.add(s, 0)
+        strong = {*keys.strong[0], *_about(s)}
+        faint = set(keys.faint[0])
+        sought = set(keys.searching)
+        reported = set(about_envelopes(s))
+        if s.report is not None and s.report.queue_id is not None:
+            reported.add(hash(("queued", s.report.queue_id)))
+        faint |= reported
+        sought |= reported
+        met = {id(web): web for key in strong if (web := self._strong.get(key)) is not None}
+        for key in faint:
+            if key in sought or key in self._sought:
+                for web in self._faint.get(key, ()):
+                    met[id(web)] = web
+        mine = max(met.values(), key=lambda web: len(web.sightings), default=None)
+        if mine is None:
+            self._number += 1
+            mine = self._webs[self._number] = Web(self._number)
+        for other in met.values():
+            if other is not mine:
+                self._merge(mine, other)
+        for key in strong:
+            if key not in self._strong:
+                self._strong[key] = mine
+                mine.strong.append(key)
+        for key in faint:
+            holders = self._faint.setdefault(key, set())
+            if mine not in holders:
+                holders.add(mine)
+                mine.faint.append(key)
+        self._sought.update(sought)
+        mine.sought += sought
+        mine.claims |= keys.claims
+        mine.passed.update(keys.passed[0])
+        mine.sightings.append(s)
+        mine.changed = True
+        octets = _octets(s)
+        mine.octets += octets
+        self.octets += octets
+        self.count += 1
+        self._of[id(s)] = mine
+        return mine
+
+    def _merge(self, mine: Web, other: Web) -> None:
+        for key in other.strong:
+            self._strong[key] = mine
+        for key in other.faint:
+            holders = self._faint[key]
+            holders.discard(other)
+            if mine not in holders:
+                holders.add(mine)
+                mine.faint.append(key)
+        for s in other.sightings:
+            self._of[id(s)] = mine
+        for told in other.told:
+            told.web = mine
+        mine.strong += other.strong
+        mine.sought += other.sought
+        mine.sightings += other.sightings
+        mine.told += other.told
+        mine.claims |= other.claims
+        mine.passed |= other.passed
+        mine.octets += other.octets
+        del self._webs[other.number]
+
+    def remove(self, web: Web, leaving: Collection[Sighting]) -> None:
+        """Forget sightings of a web; the others are woven anew."""
+        for key in web.strong:
+            del self._strong[key]
+        for key in web.faint:
+            holders = self._faint[key]
+            holders.discard(web)
+            if not holders:
+                del self._faint[key]
+        for key in web.sought:
+            self._sought[key] -= 1
+            if not self._sought[key]:
+                del self._sought[key]
+        for s in web.sightings:
+            del self._of[id(s)]
+        del self._webs[web.number]
+        self.count -= len(web.sightings)
+        self.octets -= web.octets
+        gone = set(map(id, leaving))
+        for s in web.sightings:
+            if id(s) not in gone:
+                self.add(s)
+
+
+def ends_of_all(sightings: Iterable[Sighting]) -> set[Ends]:
+    """Who passed these messages to whom."""
+    return set(map(ends_of, sightings))
+
+
+def _about(s: Sighting) -> Iterator[int]:
+    """Keys of what a report or an automatic reply is about."""
+    if s.report_kind is not None or s.auto_submitted:
+        yield from map(hash, s.answers)
+        if s.report is not None:
+            if s.report.message_id is not None:
+                yield hash(s.report.message_id)
+            if s.report.envelope_id is not None:
+                yield hash(("envelope", s.report.envelope_id))
+
+
+_RECIPIENT = 200
+"""Octets that one recipient takes, or one trace field."""
+
+
+def octets_of(sightings: Iterable[Sighting]) -> int:
+    """What of sightings is as long as the traffic likes."""
+    return sum(map(_octets, sightings))
+
+
+def _octets(s: Sighting) -> int:
+    texts = (s.subject, s.header_from, s.header_to, s.header_date, s.reply_text, s.mail_parameters)
+    trail = s.trail.length if s.trail is not None else 0
+    return sum(len(text) for text in texts if text) + _RECIPIENT * (len(s.recipients) + trail + len(s.claims))
