@@ -13,7 +13,7 @@ import base64
 import hashlib
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -420,27 +420,37 @@ class Session:
     def feed(self, *chunks: Chunk) -> list[Event]:
         """Take ordered octets, each chunk of one direction; return what they complete."""
         for chunk in chunks:
-            if chunk.gap:
-                self.pump()  # what is kept while a loss is looked at must not hold all that lies behind it, loss after loss
+            if chunk.gap:  # what is kept while a loss is looked at must not hold all that lies behind it, loss after loss
+                self._decrypt()
+                self.pump()
             from_client = chunk.orig == self.client_is_orig
             if self.tls is not None:
-                for plain in self.tls.feed(chunk, from_client, self):
-                    (self.client if from_client else self.server).append(plain)
+                self.tls.take(chunk, from_client)
             else:
                 (self.client if from_client else self.server).append(chunk)
+        self._decrypt()
         self.pump()
         events, self.events = self.events, []
         return events
+
+    def _decrypt(self) -> None:
+        """Take what has become readable inside TLS into the inboxes."""
+        if self.tls is not None:
+            self._append(self.tls.read(self))
+
+    def _append(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            (self.client if chunk.orig == self.client_is_orig else self.server).append(chunk)
 
     def close(self, reason: str, ts: int) -> list[Event]:
         """The connection is over (`fin reset timeout capture_end`): finish what is open."""
         inside = self.tls
         if inside is not None:
-            inside.finish(self)
+            self._append(inside.finish(self))
         self.client.ended = self.server.ended = True
         self.pump()
         if self.tls is not inside:  # TLS began with the last octets
-            self.tls.finish(self)
+            self._append(self.tls.finish(self))
             self.pump()
         self.finish(reason, ts)
         self.events.append(SessionEnded(self.info, session_row(self.info, self.client_is_orig)))
@@ -466,8 +476,8 @@ class Session:
         self.tls = Layer(self.info, self.limits, self.secrets)
         for inbox, from_client in ((self.client, True), (self.server, False)):
             for chunk in inbox.rest(from_client == self.client_is_orig):
-                for plain in self.tls.feed(chunk, from_client, self):
-                    inbox.append(plain)
+                self.tls.take(chunk, from_client)
+        self._decrypt()
 
 
 def pick(values: Sequence[int | None]) -> int | None:

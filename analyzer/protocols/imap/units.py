@@ -218,9 +218,10 @@ class Units(BaseSession):
         if self._inflaters is None:
             return super().feed(*chunks)
         for chunk in chunks:
-            from_client = chunk.orig == self.client_is_orig
-            for plain in self.tls.feed(chunk, from_client, self) if self.tls is not None else (chunk,):
-                self._inflate(plain, from_client)
+            if self.tls is not None:
+                self.tls.take(chunk, chunk.orig == self.client_is_orig)
+            for plain in self.tls.read(self) if self.tls is not None else (chunk,):
+                self._inflate(plain, plain.orig == self.client_is_orig)
         events, self.events = self.events, []
         return events
 

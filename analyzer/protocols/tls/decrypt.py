@@ -22,6 +22,10 @@ RECORD = 5
 """Octets of a record's header."""
 Opened = tuple[int, bytes]
 """Type of the content, and the content."""
+Ran = tuple[list[bytes | memoryview], list[int], int]
+"""Contents of records, the positions behind them, and the type of the last."""
+_SMALL = 512
+"""Octets that are copied rather than looked at through a view."""
 
 _SUITE = re.compile(r"TLS_(?:\w+?_WITH_)?(?P<cipher>\w+?)(?:_(?P<hash>SHA384|SHA256|SHA|MD5))?$")
 
@@ -41,10 +45,11 @@ class Opener(Protocol):
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
         """Open the next record, and count it; None (and nothing counted) when it cannot be opened."""
 
-    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
-        """Open whole records of application data from `pos` on, up to the first that is something else or does not open.
+    def run(self, buf: bytes, pos: int) -> Ran:
+        """Open whole records of outer type application data from `pos` on, up to the first that does not open or, that one
+        included, is something else inside.
 
-        Their contents, and the positions behind them.
+        Their contents, the positions behind them, and the type of the last.
         """
 
     def finished(self) -> None:
@@ -196,31 +201,32 @@ class _Opener13:
         self.sequence += 1
         return inner[-1], inner[:-1]
 
-    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+    def run(self, buf: bytes, pos: int) -> Ran:
         """The same for many records at once."""
-        contents: list[bytes] = []
+        contents: list[bytes | memoryview] = []
         ends: list[int] = []
+        kind = APPLICATION_DATA
         if self._key is None:
-            return contents, ends
-        decrypt, iv, sequence, size = self._key.decrypt, self._iv, self.sequence, len(buf)
+            return contents, ends, kind
+        decrypt, iv, sequence, size, octets = self._key.decrypt, self._iv, self.sequence, len(buf), memoryview(buf)
         try:
-            while pos + RECORD < size and buf[pos] == APPLICATION_DATA:
-                end = pos + RECORD + (buf[pos + 3] << 8 | buf[pos + 4])
+            while kind == APPLICATION_DATA and pos + RECORD < size and buf[pos] == APPLICATION_DATA:
+                begin = pos + RECORD
+                end = begin + (buf[pos + 3] << 8 | buf[pos + 4])
                 if end > size:
                     break
-                inner = decrypt((iv ^ sequence).to_bytes(12, "big"), buf[pos + RECORD : end], buf[pos : pos + RECORD])
+                inner = decrypt((iv ^ sequence).to_bytes(12, "big"), octets[begin:end], octets[pos:begin])
                 if inner[-1] == 0:
                     inner = inner.rstrip(b"\0")
-                if len(inner) < 2 or inner[-1] != APPLICATION_DATA:
-                    break
-                contents.append(inner[:-1])
+                kind = inner[-1]
+                contents.append(inner[:-1] if len(inner) < _SMALL else memoryview(inner)[:-1])
                 ends.append(end)
                 pos = end
                 sequence += 1
         except (*_NOT_OPENED, IndexError):  # nothing but padding, or not even that
             pass
         self.sequence = sequence
-        return contents, ends
+        return contents, ends, kind
 
     def finished(self) -> None:
         """From one secret to the next."""
@@ -251,9 +257,9 @@ class _Opener12:
         self.sequence += 1
         return kind, content
 
-    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+    def run(self, buf: bytes, pos: int) -> Ran:
         """None here: record by record."""
-        return [], []
+        return [], [], APPLICATION_DATA
 
     def content(self, kind: int, version: int, fragment: bytes) -> bytes | None:
         """The same without counting."""
@@ -287,11 +293,11 @@ class _Aead12(_Opener12):
         nonce = self._iv + fragment[: self._explicit] if self._explicit else _nonce(self._iv, self.sequence)
         return _open(self._key, nonce, fragment[self._explicit :], self.header(kind, version, size))
 
-    def run(self, buf: bytes, pos: int) -> tuple[list[bytes], list[int]]:
+    def run(self, buf: bytes, pos: int) -> Ran:
         """The same for many records at once."""
-        contents: list[bytes] = []
+        contents: list[bytes | memoryview] = []
         ends: list[int] = []
-        decrypt, iv, sequence, size = self._key.decrypt, self._iv, self.sequence, len(buf)
+        decrypt, iv, sequence, size, octets = self._key.decrypt, self._iv, self.sequence, len(buf), memoryview(buf)
         explicit, whole = self._explicit, int.from_bytes(self._iv, "big")
         overhead = explicit + self._tag
         try:
@@ -299,18 +305,18 @@ class _Aead12(_Opener12):
                 begin = pos + RECORD
                 end = begin + (buf[pos + 3] << 8 | buf[pos + 4])
                 length = end - begin - overhead
-                if end > size or length <= 0:
+                if end > size or length < 0:
                     break
                 nonce = iv + buf[begin : begin + explicit] if explicit else (whole ^ sequence).to_bytes(12, "big")
-                header = sequence.to_bytes(8, "big") + buf[pos : pos + 3] + length.to_bytes(2, "big")
-                contents.append(decrypt(nonce, buf[begin + explicit : end], header))
+                header = (sequence << 40 | int.from_bytes(buf[pos : pos + 3], "big") << 16 | length).to_bytes(13, "big")
+                contents.append(decrypt(nonce, octets[begin + explicit : end], header))
                 ends.append(end)
                 pos = end
                 sequence += 1
         except _NOT_OPENED:
             pass
         self.sequence = sequence
-        return contents, ends
+        return contents, ends, APPLICATION_DATA
 
 
 class _Macked(_Opener12):

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections import deque
 from copy import copy
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from analyzer.limits import Limits
@@ -42,6 +43,8 @@ LONGEST = (1 << 14) + 2048
 """Octets of the longest fragment (RFC 5246 6.2.3)."""
 _HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x48].[\x01\x02]\x00..\x03[\x00-\x03]", re.DOTALL)
 """A record that begins with a ClientHello or a ServerHello."""
+_RECORD_HEADER = Struct("!BHH")
+"""Type, version, size."""
 _HEADER = re.compile(rb"[\x14-\x18]\x03[\x00-\x04][\x00-\x48].", re.DOTALL)
 _HELLO_SIZE = 11
 _UNKNOWN = 2048
@@ -80,8 +83,50 @@ _ALERTS = {
 
 _At = tuple[int | None, int | None, int]
 """Time, frame and acknowledgement of a segment."""
-_Piece = tuple[bytes, int, _At, _At]
-"""Plaintext of a record: octets, gap before, segments of the record's first and of its last octet."""
+
+
+class _Run:
+    """Plaintext without a gap that is not handed up yet, and its segments: the columns of a `Chunk` to be."""
+
+    __slots__ = ("acks", "frames", "gap", "offset", "parts", "starts", "ts")
+
+    def __init__(self, gap: int, offset: int) -> None:
+        self.gap = gap
+        self.offset = offset
+        self.parts: list[bytes | memoryview] = []
+        self.starts: list[int] = []
+        self.ts: list[int] = []
+        self.frames: list[int] = []
+        self.acks: list[int] = []
+        """What each segment acknowledges of the other direction's ciphertext."""
+
+    def mark(self, offset: int, at: _At) -> None:
+        """Plaintext from a stream offset on came with a segment."""
+        self.starts.append(offset)
+        self.ts.append(at[0] or 0)
+        self.frames.append(at[1] or 0)
+        self.acks.append(at[2])
+
+    def split(self, segments: int) -> "_Run":
+        """What so many of its first segments brought, taken off."""
+        first, stop, done = _Run(self.gap, self.offset), self.starts[segments], 0
+        at = self.offset
+        while at < stop:
+            part = self.parts[done]
+            if at + len(part) > stop:
+                first.parts.append(part[: stop - at])
+                self.parts[done] = part[stop - at :]
+                break
+            first.parts.append(part)
+            at += len(part)
+            done += 1
+        del self.parts[:done]
+        for name in ("starts", "ts", "frames", "acks"):
+            column = getattr(self, name)
+            setattr(first, name, column[:segments])
+            del column[:segments]
+        self.gap, self.offset = 0, stop
+        return first
 
 
 class _Half:
@@ -127,17 +172,18 @@ class _Half:
         """Time and octets of its first records of application data."""
         self.application_begin: int | None = None
         """Stream offset of the first one."""
-        self.early_pieces: list[tuple[_Piece, int]] = []
-        """Early data, each piece with the offset behind its record: whether the server takes it is not known yet."""
+        self.early_pieces: list[tuple[bytes, _At, _At, int]] = []
+        """Early data, whether the server takes it is not known yet: content of each record, the segments of its first and of its
+        last octet, the offset behind it."""
         self.begun: int | None = None
         """Stream offset at which it was handed to this layer: its plaintext is counted from there."""
-        self.offset = 0
-        """Plaintext stream offset of the next octet to hand up."""
+        self.plain = 0
+        """Plaintext stream offset of the next octet to be opened."""
         self.plain_gap = 0
         """Gap before the next octet of plaintext: -1 where records were lost."""
         self.spoke = False
         """Some of its plaintext was read."""
-        self.pieces: deque[_Piece] = deque()
+        self.runs: deque[_Run] = deque()
         """Plaintext not handed up yet."""
         self.held = 0
         """Its octets."""
@@ -150,9 +196,8 @@ class _Half:
 class Layer:
     """TLS on one connection.
 
-    `feed` takes ciphertext and returns the plaintext of that direction; what becomes readable of the other one
-    goes to the session's inbox itself.  When no TLS follows at all, because the capture was taken behind a
-    decrypting device, the octets are passed on as they are.
+    `take` takes the octets of either direction, `read` returns what has become readable of both.  When no TLS follows
+    at all, because the capture was taken behind a decrypting device, the octets are passed on as they are.
     """
 
     def __init__(self, info: SessionInfo, limits: Limits, secrets: Secrets | None = None) -> None:
@@ -180,49 +225,46 @@ class Layer:
         self._now = 0
         """Time of the latest octets."""
 
-    def feed(self, chunk: Chunk, from_client: bool, session: Session) -> list[Chunk]:
-        """Take octets of one direction; its plaintext."""
-        mine, other = self._halves if from_client else self._halves[::-1]
-        mine.orig = chunk.orig
-        if self.mode == "text":
-            return [chunk]
-        if mine.begun is None:
-            mine.begun = mine.offset = chunk.offset
-        mine.received = chunk.offset + len(chunk.data)
+    def take(self, chunk: Chunk, from_client: bool) -> None:
+        """Take octets of one direction."""
+        half = self._halves[not from_client]
+        half.orig = chunk.orig
+        if half.begun is None:
+            half.begun = half.plain = chunk.offset
+        half.received = chunk.offset + len(chunk.data)
         if len(chunk.ts):
-            mine.ts_last = int(chunk.ts[-1])
-            self._now = max(self._now, mine.ts_last)
-        if mine.started:
-            if not mine.blind:
-                mine.inbox.append(chunk)
-        else:
-            mine.early.append(chunk)
-            if not self.mode:
-                self._choose(False)
+            half.ts_last = int(chunk.ts[-1])
+            self._now = max(self._now, half.ts_last)
+        if not half.started or self.mode == "text":
+            half.early.append(chunk)
+        elif not half.blind:
+            half.inbox.append(chunk)
+
+    def read(self, session: Session) -> list[Chunk]:
+        """The plaintext of what was taken, each chunk of one direction."""
+        if not self.mode:
+            self._choose(False)
         if self.mode == "text":
-            return self._passed_on(mine, other, session)
+            return self._passed_on()
         if self.mode == "tls":
             self._pump(session, False)
-            self._hand_over(other, session, False)
-        return self._plain(mine, False)
+            return [chunk for half in self._halves for chunk in self._plain(half, False)]
+        return []
 
-    def finish(self, session: Session) -> None:
-        """The connection is over: what could not be told apart so far is now."""
+    def finish(self, session: Session) -> list[Chunk]:
+        """The connection is over: what could not be told apart so far is now; the rest of the plaintext."""
         if not self.mode:
             self._choose(True)
         if self.mode == "text":
-            for half in self._halves:
-                for chunk in half.early:
-                    self._inbox(half, session).append(chunk)
-                half.early = []
-            return
+            return self._passed_on()
         for half in self._halves:
             half.inbox.ended = True
         self._pump(session, True)
+        chunks = [chunk for half in self._halves for chunk in self._plain(half, True)]
         for half in self._halves:
-            self._hand_over(half, session, True)
             self._ended(half, session)
         self._tell()
+        return chunks
 
     def _ended(self, half: _Half, session: Session) -> None:
         """Say when the secrets opened nothing, or not all of it."""
@@ -310,10 +352,11 @@ class Layer:
         inbox.take(stop - pos)
         return found is not None
 
-    def _passed_on(self, mine: _Half, other: _Half, session: Session) -> list[Chunk]:
-        for chunk in other.early:
-            self._inbox(other, session).append(chunk)
-        chunks, mine.early, other.early = mine.early, [], []
+    def _passed_on(self) -> list[Chunk]:
+        """What has come, as it is."""
+        chunks = [chunk for half in self._halves for chunk in half.early]
+        for half in self._halves:
+            half.early = []
         return chunks
 
     # records
@@ -341,13 +384,13 @@ class Layer:
                 available = inbox.available
             if not half.lost and available >= half.need:
                 buf, pos = inbox.buf, inbox.pos
-                kind, version, size = buf[pos], buf[pos + 1] << 8 | buf[pos + 2], buf[pos + 3] << 8 | buf[pos + 4]
+                kind, version, size = _RECORD_HEADER.unpack_from(buf, pos)
                 if not CHANGE_CIPHER_SPEC <= kind <= HEARTBEAT or version >> 8 != 3 or size > LONGEST:
                     self._damaged(half, session)
                     moved = True
                 elif available < RECORD + size:
                     half.need = RECORD + size
-                elif half.spoke and kind == APPLICATION_DATA and self._run(half):
+                elif kind == APPLICATION_DATA and half.opener is not None and self._run(half):
                     half.need = RECORD
                     moved = True
                 elif self._must_wait(half, kind):
@@ -430,16 +473,14 @@ class Layer:
     def _record(self, half: _Half, kind: int, version: int, size: int, session: Session) -> None:
         inbox = half.inbox
         begin = inbox.offset
-        first, last = inbox.segment_at(begin), inbox.segment_at(begin + RECORD + size - 1)
+        first = inbox.segment_at(begin)
         inbox.take(RECORD)
         fragment = inbox.take(size)
         ts = first[0] or 0
         if half.ts_first is None:
             half.ts_first = ts
         if kind == APPLICATION_DATA and len(half.application) < _EARLY:
-            half.application.append((ts, RECORD + size))
-            if half.application_begin is None:
-                half.application_begin = begin
+            self._count(half, begin, RECORD + size, ts)
         if kind == CHANGE_CIPHER_SPEC:
             if not self._tls13:
                 half.specs += 1
@@ -453,12 +494,19 @@ class Layer:
             if kind == HANDSHAKE:
                 self._handshake(half, fragment, ts)
             elif kind == ALERT:
-                self._alert(half, fragment, last, session)
+                self._alert(half, fragment, inbox.segment_at(inbox.offset - 1), session)
             return
         if half.opener is not None:
-            self._open(half, kind, version, fragment, first, last, session)
+            self._open(half, kind, version, fragment, first, session)
         elif kind == APPLICATION_DATA and not (half.client and self._early_data and len(half.application) < _EARLY):
             half.blind = True
+
+    @staticmethod
+    def _count(half: _Half, begin: int, octets: int, ts: int) -> None:
+        """One of the first records of application data."""
+        half.application.append((ts, octets))
+        if half.application_begin is None:
+            half.application_begin = begin
 
     @property
     def _early_data(self) -> bool:
@@ -480,7 +528,6 @@ class Layer:
         version: int,
         fragment: bytes,
         first: _At,
-        last: _At,
         session: Session,
     ) -> None:
         assert half.opener is not None
@@ -508,51 +555,98 @@ class Layer:
         if inner == HANDSHAKE:
             self._handshake(half, content, first[0] or 0)
         elif inner == APPLICATION_DATA and content:
-            piece = (content, half.plain_gap, first, last)
-            half.plain_gap = 0
+            last, end = half.inbox.segment_at(half.inbox.offset - 1), half.inbox.offset
             if half.opener.early:
-                half.early_pieces.append((piece, half.inbox.offset))
+                half.early_pieces.append((content, first, last, end))
             else:
-                self._opened(half, piece, half.inbox.offset)
+                self._opened(half, content, first, last, end)
 
     def _run(self, half: _Half) -> bool:
-        """Open record after record of application data, as long as nothing else comes: the way that nearly all octets take."""
+        """Open record after record of application data, as long as all goes well: the way that nearly all octets take.
+
+        False: none was, and the next one is to be looked at by itself.
+        """
         inbox, opener = half.inbox, half.opener
-        if opener is None or half.unopened or half.gap_bytes or half.plain_gap:
+        assert opener is not None
+        if opener.early or opener.missing or half.unopened or half.gap_bytes or half.plain_gap or half.early_pieces:
             return False
-        contents, ends = opener.run(inbox.buf, inbox.pos)
-        if not contents:
+        buf, pos, base = inbox.buf, inbox.pos, inbox.base
+        starts, times, frames, acks = inbox.segments
+        i, later = bisect_right(starts, base + pos) - 1, len(starts) - 1
+        if i < 0:
             return False
-        at, base, pieces, (theirs, ours) = inbox.offset, inbox.base, half.pieces, half.ends
-        plain = ours[-1]
-        for content, end in zip(contents, ends, strict=True):
-            first, last = inbox.segment_at(at), inbox.segment_at(base + end - 1)
-            if len(half.application) < _EARLY:
-                half.application.append((first[0] or 0, base + end - at))
-            at = base + end
-            plain += len(content)
-            pieces.append((content, 0, first, last))
-            theirs.append(at)
-            ours.append(plain)
-        half.held += plain - ours[-1 - len(contents)]
+        contents, ends, inner = opener.run(buf, pos)
+        if not ends:
+            return False
+        if len(half.application) < _EARLY:
+            self._counted(half, ends)
+        if not half.spoke:
+            half.unread = 0  # what came before was no application data
+        other = contents.pop() if inner != APPLICATION_DATA else b""
+        if any(contents):
+            self.info.visibility = "decrypted"
+            half.spoke = True
+            if not half.runs:
+                half.runs.append(_Run(0, half.plain))
+            run, plain, (theirs, ours) = half.runs[-1], half.plain, half.ends
+            for content, stop in zip(contents, ends, strict=False):
+                end, octets = base + stop, len(content)
+                if octets:
+                    run.starts.append(plain)
+                    run.ts.append(times[i])
+                    run.frames.append(frames[i])
+                    run.acks.append(acks[i])
+                    plain += octets
+                if i < later and starts[i + 1] < end:  # the record came in several segments
+                    i = bisect_right(starts, end - 1, i) - 1
+                    if octets > 1:
+                        run.starts.append(plain - 1)
+                        run.ts.append(times[i])
+                        run.frames.append(frames[i])
+                        run.acks.append(acks[i])
+                while i < later and starts[i + 1] <= end:
+                    i += 1
+                theirs.append(end)
+                ours.append(plain)
+            run.parts += contents
+            half.held += plain - half.plain
+            half.plain = plain
+            self._forget_ends(half)
         inbox.pos = ends[-1]
-        self._forget_ends(half)
+        if inner == HANDSHAKE:
+            begin = base + (ends[-2] if len(ends) > 1 else pos)
+            self._handshake(half, bytes(other), inbox.segment_at(begin)[0] or 0)
         return True
+
+    def _counted(self, half: _Half, ends: list[int]) -> None:
+        """The first records of application data."""
+        inbox = half.inbox
+        begin = inbox.offset
+        for end in ends[: _EARLY - len(half.application)]:
+            self._count(half, begin, inbox.base + end - begin, inbox.segment_at(begin)[0] or 0)
+            begin = inbox.base + end
 
     @staticmethod
     def _forget_ends(half: _Half) -> None:
         if len(half.ends[0]) > _ENDS:
             del half.ends[0][: -_ENDS // 2], half.ends[1][: -_ENDS // 2]
 
-    def _opened(self, half: _Half, piece: _Piece, end: int) -> None:
-        """Plaintext of a record that ended at a stream offset."""
+    def _opened(self, half: _Half, content: bytes, first: _At, last: _At, end: int) -> None:
+        """Plaintext of a record that ended at a stream offset, and the segments of the record's first and last octet."""
         self.info.visibility = "decrypted"
         half.spoke = True
-        half.pieces.append(piece)
-        half.held += len(piece[0])
-        begin = half.ends[1][-1] if half.ends[1] else half.begun or 0
+        if half.plain_gap or not half.runs:
+            half.runs.append(_Run(half.plain_gap, half.plain))
+            half.plain_gap = 0
+        run = half.runs[-1]
+        run.parts.append(content)
+        run.mark(half.plain, first)
+        half.plain += len(content)
+        half.held += len(content)
+        if last != first and len(content) > 1:  # the record came in several segments
+            run.mark(half.plain - 1, last)
         half.ends[0].append(end)
-        half.ends[1].append(begin + len(piece[0]))
+        half.ends[1].append(half.plain)
         self._forget_ends(half)
 
     # handshake
@@ -604,8 +698,8 @@ class Layer:
                 self._chains[half.client] = chain
         elif kind == END_OF_EARLY_DATA and half.opener is not None and half.opener.early:
             pieces, half.early_pieces = half.early_pieces, []
-            for piece, end in pieces:
-                self._opened(half, piece, end)
+            for piece in pieces:
+                self._opened(half, *piece)
             half.opener.finished()
         elif kind == FINISHED and half.opener is not None:
             half.opener.finished()
@@ -631,13 +725,6 @@ class Layer:
 
     # plaintext
 
-    def _inbox(self, half: _Half, session: Session) -> Inbox:
-        return session.client if half.client else session.server
-
-    def _hand_over(self, half: _Half, session: Session, last: bool) -> None:
-        for chunk in self._plain(half, last):
-            self._inbox(half, session).append(chunk)
-
     def _plain(self, half: _Half, last: bool) -> list[Chunk]:
         """The plaintext of a direction that can be handed up, a chunk for each run without a gap.
 
@@ -646,41 +733,29 @@ class Layer:
         """
         other = self._halves[half.client]
         chunks: list[Chunk] = []
-        run: list[_Piece] = []
         last = last or other.blind or half.held > self.limits.tls_waiting_bytes
-        while half.pieces and (last or max(half.pieces[0][2][2], half.pieces[0][3][2]) <= other.received):
-            piece = half.pieces.popleft()
-            half.held -= len(piece[0])
-            if piece[1] and run:
+        while half.runs:
+            run, known = half.runs[0], other.received
+            if last or (run.acks[0] <= known and max(run.acks) <= known):
+                half.runs.popleft()
                 chunks.append(self._chunk(half, other, run))
-                run = []
-            run.append(piece)
-        if run:
-            chunks.append(self._chunk(half, other, run))
+                continue
+            ready = next(i for i, ack in enumerate(run.acks) if ack > known)
+            if run.starts[ready] > run.offset:
+                chunks.append(self._chunk(half, other, run.split(ready)))
+            break
         return chunks
 
-    def _chunk(self, half: _Half, other: _Half, run: list[_Piece]) -> Chunk:
-        begin = offset = half.offset
-        starts: list[int] = []
-        segments: list[_At] = []
-        for data, _, first, last in run:
-            starts.append(offset)
-            segments.append(first)
-            if last != first and len(data) > 1:  # the record came in several segments
-                starts.append(offset + len(data) - 1)
-                segments.append(last)
-            offset += len(data)
-        half.offset = offset
-        return Chunk(
-            half.orig,
-            run[0][1],
-            begin,
-            b"".join(piece[0] for piece in run),
-            starts,
-            [at[0] or 0 for at in segments],
-            [at[1] or 0 for at in segments],
-            [_in_plaintext(other, at[2]) for at in segments],
-        )
+    def _chunk(self, half: _Half, other: _Half, run: _Run) -> Chunk:
+        told: list[int] = []
+        before = at = -1
+        for ack in run.acks:
+            if ack != before:
+                before, at = ack, _in_plaintext(other, ack)
+            told.append(at)
+        data = b"".join(run.parts) if len(run.parts) > 1 else bytes(run.parts[0])
+        half.held -= len(data)
+        return Chunk(half.orig, run.gap, run.offset, data, run.starts, run.ts, run.frames, told)
 
 
 def _in_plaintext(half: _Half, offset: int) -> int:

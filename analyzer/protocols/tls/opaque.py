@@ -4,7 +4,7 @@ import re
 
 from analyzer.limits import Limits
 from analyzer.protocols.base import Event, Recognised, Session, SessionEnded, session_row
-from analyzer.protocols.tls.layer import CHANGE_CIPHER_SPEC, HEARTBEAT, LONGEST, RECORD
+from analyzer.protocols.tls.layer import CHANGE_CIPHER_SPEC, HEARTBEAT, LONGEST, RECORD, Layer
 from analyzer.wire.types import Chunk, Connection
 
 IMPLICIT = {465: "smtp", 993: "imap", 995: "pop3", 2465: "smtp", 853: "dns"}
@@ -37,17 +37,25 @@ class OpaqueSession(Session):
 
     def feed(self, *chunks: Chunk) -> list[Event]:
         """Take ordered octets, each chunk of one direction; return what they complete."""
+        layer = self._layer()
+        for chunk in chunks:
+            if chunk.gap:
+                self._hand_on(layer.read(self))
+            layer.take(chunk, chunk.orig == self.client_is_orig)
+        self._hand_on(layer.read(self))
+        events, self.events = self.events, []
+        return events
+
+    def _layer(self) -> Layer:
         if self.tls is None:
             self.start_tls(None, implicit=True)
-        return super().feed(*chunks)
+        layer: Layer = self.tls
+        return layer
 
-    def pump(self) -> None:
+    def _hand_on(self, plain: list[Chunk]) -> None:
         """Hand plaintext on to the session of the protocol."""
-        for inbox, from_client in ((self.client, True), (self.server, False)):
-            if inbox.available or inbox.has_gap:
-                for chunk in inbox.rest(from_client == self.client_is_orig):
-                    if self.protocol != "doh":  # what is inside is HTTP
-                        self.events += self._reader().feed(chunk)
+        if plain and self.protocol != "doh":  # what is inside is HTTP
+            self.events += self._reader().feed(*plain)
 
     def _reader(self) -> Session:
         if self._inner is None:
@@ -61,8 +69,7 @@ class OpaqueSession(Session):
     def close(self, reason: str, ts: int) -> list[Event]:
         """The connection is over: one row, by whichever session has read it."""
         if self.tls is not None:
-            self.tls.finish(self)
-        self.pump()
+            self._hand_on(self.tls.finish(self))
         if self._inner is not None:
             self.events += self._inner.close(reason, ts)
         elif self.protocol in DNS:
