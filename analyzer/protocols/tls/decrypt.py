@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -59,35 +60,56 @@ class Opener(Protocol):
         """The side's KeyUpdate has passed (RFC 8446 4.6.3)."""
 
 
-def opener(secrets: Secrets, client: ClientHello, server: ServerHello, from_client: bool) -> Opener | None:
-    """What opens a side's records; None without its secrets or for a cipher that is not read here."""
-    suite = _SUITE.match(suite_name(server.suite))
+def opener(
+    secrets: Secrets, client: ClientHello, server: ServerHello, from_client: bool, derived: dict[bytes, bytes] | None = None
+) -> Opener | None:
+    """What opens a side's records; None without its secrets or for a cipher that is not read here.
+
+    `derived` keeps what both sides of a handshake need: it is to be given again for the other side.
+    """
+    suite = _suite(server.suite)
     if suite is None:
         return None
+    random = client.random
     if server.version >= TLS13:
-        cipher = _aead(suite["cipher"])
-        if cipher is None or suite["hash"] is None or not has_secret(secrets, client, server, from_client):
+        if suite.aead is None or suite.hash is None or not has_secret(secrets, client, server, from_client):
             return None
-        labels = _labels(from_client)
-        if not (from_client and client.early_data and secrets.get(labels[0], client.random)):
-            labels = labels[1:]
-        return _Opener13(cipher, suite["hash"].lower(), labels, lambda label: secrets.get(label, client.random))
-    master = secrets.get("CLIENT_RANDOM", client.random)
+        early = from_client and client.early_data and secrets.get(_EARLY, random)
+        labels = (_EARLY, *_LABELS[from_client]) if early else _LABELS[from_client]
+        return _Opener13(suite.aead, suite.hash.lower(), labels, secrets, random)
+    master = secrets.get("CLIENT_RANDOM", random)
     if master is None or server.version < 0x0301:
         return None
-    return _opener12(suite["cipher"], suite["hash"], master, client, server, from_client)
+    return _opener12(suite, master, client, server, from_client, {} if derived is None else derived)
 
 
 def has_secret(secrets: Secrets, client: ClientHello, server: ServerHello, from_client: bool) -> bool:
     """Whether there is a secret of a side of this connection."""
-    labels = _labels(from_client)[1:] if server.version >= TLS13 else ["CLIENT_RANDOM"]
+    labels = _LABELS[from_client] if server.version >= TLS13 else ("CLIENT_RANDOM",)
     return any(secrets.get(label, client.random) is not None for label in labels)
 
 
-def _labels(from_client: bool) -> list[str]:
-    """Names of a side's secrets in a key log, in the order of their use (RFC 8446 7.1)."""
-    side = "CLIENT" if from_client else "SERVER"
-    return ["CLIENT_EARLY_TRAFFIC_SECRET", f"{side}_HANDSHAKE_TRAFFIC_SECRET", f"{side}_TRAFFIC_SECRET_0"]
+_EARLY = "CLIENT_EARLY_TRAFFIC_SECRET"
+_LABELS: dict[bool, tuple[str, ...]] = {
+    True: ("CLIENT_HANDSHAKE_TRAFFIC_SECRET", "CLIENT_TRAFFIC_SECRET_0"),
+    False: ("SERVER_HANDSHAKE_TRAFFIC_SECRET", "SERVER_TRAFFIC_SECRET_0"),
+}
+"""Names of the client's (True) and the server's secrets in a key log, in the order of their use (RFC 8446 7.1)."""
+
+
+class _Suite(NamedTuple):
+    """A cipher suite as far as it tells how records are opened."""
+
+    cipher: str
+    hash: str | None
+    aead: "_Aead | None"
+
+
+@lru_cache(maxsize=512)
+def _suite(code: int) -> _Suite | None:
+    """A cipher suite by its number; None when its name says nothing."""
+    found = _SUITE.match(suite_name(code))
+    return _Suite(found["cipher"], found["hash"], _aead(found["cipher"])) if found else None
 
 
 # key derivation
@@ -114,9 +136,14 @@ def key_block(version: int, prf_hash: str, master: bytes, client: bytes, server:
 
 def expand_label(name: str, secret: bytes, label: str, size: int) -> bytes:
     """HKDF-Expand-Label with an empty context (RFC 8446 7.1); at most one hash long."""
+    return hmac.digest(secret, _hkdf_label(label, size), name)[:size]
+
+
+@lru_cache(maxsize=32)
+def _hkdf_label(label: str, size: int) -> bytes:
+    """HkdfLabel, and the number of the first block of HKDF-Expand (RFC 5869 2.3)."""
     full = b"tls13 " + label.encode()
-    info = size.to_bytes(2, "big") + bytes((len(full),)) + full + b"\0"
-    return hmac.digest(secret, info + b"\x01", name)[:size]
+    return size.to_bytes(2, "big") + bytes((len(full),)) + full + b"\0\x01"
 
 
 # ciphers
@@ -159,34 +186,40 @@ def _nonce(iv: bytes, sequence: int) -> bytes:
 class _Opener13:
     """TLS 1.3: the secret of early data where there is some, then of the handshake, then that of application data."""
 
-    def __init__(self, cipher: _Aead, name: str, labels: list[str], secret: Callable[[str], bytes | None]) -> None:
+    def __init__(self, cipher: _Aead, name: str, labels: tuple[str, ...], secrets: Secrets, random: bytes) -> None:
         self._cipher = cipher
         self._hash = name
-        self._secret = secret
+        self._secrets = secrets
+        self._random = random
         self._labels = labels
         self._traffic: bytes | None = None
-        self._stage = 0 if secret(labels[0]) is not None else len(labels) - 1
-        self._use()
+        last = len(labels) - 1
+        first = secrets.get(labels[0], random)
+        self._use(0, first) if first is not None else self._use(last, secrets.get(labels[last], random))
 
-    def _use(self) -> None:
+    def _use(self, stage: int, secret: bytes | None) -> None:
         """Keys of the secret that is in use now."""
+        self._stage = stage
         self.sequence = 0
-        self.early = self._stage == len(self._labels) - 3
+        self.early = stage == len(self._labels) - 3
         self._key: Any = None
-        self._derive(self._secret(self._labels[self._stage]))
-
-    def _derive(self, secret: bytes | None) -> None:
         if secret is not None:
-            self._key = self._cipher.make(expand_label(self._hash, secret, "key", self._cipher.key))
-            self._iv = int.from_bytes(expand_label(self._hash, secret, "iv", 12), "big")
-            if self._stage == len(self._labels) - 1:
-                self._traffic = secret
+            self._derive(secret)
+
+    def _derive(self, secret: bytes) -> None:
+        name, size = self._hash, self._cipher.key
+        self._key = self._cipher.make(expand_label(name, secret, "key", size))
+        self._iv = int.from_bytes(expand_label(name, secret, "iv", 12), "big")
+        if self._stage == len(self._labels) - 1:
+            self._traffic = secret
 
     @property
     def missing(self) -> bool:
         """Looks for it again."""
         if self._key is None:
-            self._derive(self._secret(self._labels[self._stage]))
+            secret = self._secrets.get(self._labels[self._stage], self._random)
+            if secret is not None:
+                self._derive(secret)
         return self._key is None
 
     def open(self, kind: int, version: int, fragment: bytes) -> Opened | None:
@@ -230,9 +263,9 @@ class _Opener13:
 
     def finished(self) -> None:
         """From one secret to the next."""
-        if self._stage < len(self._labels) - 1:
-            self._stage += 1
-            self._use()
+        stage = self._stage + 1
+        if stage < len(self._labels):
+            self._use(stage, self._secrets.get(self._labels[stage], self._random))
 
     def updated(self) -> None:
         """To the next generation of traffic secrets (RFC 8446 7.2)."""
@@ -378,20 +411,22 @@ class _Macked(_Opener12):
 
 
 def _opener12(
-    cipher: str, mac: str | None, master: bytes, client: ClientHello, server: ServerHello, from_client: bool
+    suite: _Suite, master: bytes, client: ClientHello, server: ServerHello, from_client: bool, derived: dict[bytes, bytes]
 ) -> Opener | None:
-    version = server.version
-    aead = _aead(cipher)
+    version, aead, mac = server.version, suite.aead, suite.hash
     if aead is not None:
-        mac_size, key_size, iv_size = 0, aead.key, (12 if cipher == "CHACHA20_POLY1305" else 4)
+        mac_size, key_size, iv_size = 0, aead.key, (12 if suite.cipher == "CHACHA20_POLY1305" else 4)
     else:
-        shape = _plain_cipher(cipher)
+        shape = _plain_cipher(suite.cipher)
         if shape is None or mac is None:
             return None
         make, key_size, block = shape
         mac_size, iv_size = hashlib.new(_MACS[mac]).digest_size, block if version < TLS11 else 0
-    prf = "sha384" if mac == "SHA384" else "sha256"
-    keys = key_block(version, prf, master, client.random, server.random, 2 * (mac_size + key_size + iv_size))
+    keys = derived.get(server.random)
+    if keys is None:
+        prf = "sha384" if mac == "SHA384" else "sha256"
+        keys = key_block(version, prf, master, client.random, server.random, 2 * (mac_size + key_size + iv_size))
+        derived[server.random] = keys
     side = 0 if from_client else 1
 
     def part(begin: int, size: int) -> bytes:

@@ -7,13 +7,19 @@ from typing import Any
 
 from analyzer.protocols.base import text
 from analyzer.protocols.tls.fingerprints import ja3, ja3s, ja4
-from analyzer.protocols.tls.hello import ClientHello, ServerHello, certificate, host_name
+from analyzer.protocols.tls.hello import Certificate, ClientHello, ServerHello, certificate, host_name
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _fingerprints(hello: ClientHello) -> tuple[str, str]:
     """JA3 and JA4; clients of one kind say the same but for what is random."""
     return ja3(hello), ja4(hello)
+
+
+@lru_cache(maxsize=256)
+def _certificate(chain: tuple[bytes, ...]) -> tuple[Certificate | None, tuple[str, ...]]:
+    """What the first certificate of a chain says, and the SHA-256 of each; a server sends the same again and again."""
+    return certificate(chain[0]), tuple(sha256(der).hexdigest() for der in chain)
 
 
 @dataclass(slots=True)
@@ -47,7 +53,7 @@ class Facts:
 
     def offered(self, hello: ClientHello) -> None:
         """What the first ClientHello tells."""
-        self.ja3, self.ja4 = _fingerprints(hello._replace(random=b"", session_id=b""))
+        self.ja3, self.ja4 = _fingerprints(hello._replace(random=b"", session_id=b"", sni=None))
         self.alpn_offered = [text(name) for name in hello.alpn] or None
 
     def answered(self, hello: ServerHello, asked: ClientHello | None) -> None:
@@ -60,8 +66,8 @@ class Facts:
 
     def server_chain(self, chain: list[bytes], asked: str | None) -> str | None:
         """What the server's certificates tell; the host name that its own one gives it."""
-        self.cert_sha256 = [sha256(der).hexdigest() for der in chain]
-        read = certificate(chain[0])
+        read, hashes = _certificate(tuple(chain))
+        self.cert_sha256 = list(hashes)
         if read is None:
             return None
         self.cert_subject, self.cert_issuer = read.subject, read.issuer
@@ -71,6 +77,6 @@ class Facts:
 
     def client_chain(self, chain: list[bytes]) -> None:
         """What the client's certificate tells."""
-        self.client_cert_sha256 = sha256(chain[0]).hexdigest()
-        read = certificate(chain[0])
+        read, hashes = _certificate(tuple(chain[:1]))
+        self.client_cert_sha256 = hashes[0]
         self.client_cert_subject = read.subject if read is not None else None

@@ -6,6 +6,7 @@ not made here.
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 from analyzer.protocols.tls.hello import ALPN, SERVER_NAME, ClientHello, ServerHello
 
@@ -26,7 +27,12 @@ def ja3(hello: ClientHello) -> str:
 
 def ja3s(hello: ServerHello) -> str:
     """MD5 of version, suite and extensions of the server's answer."""
-    return _md5(f"{hello.legacy_version},{hello.suite},{_decimal(hello.extensions)}")
+    return _ja3s(hello.legacy_version, hello.suite, hello.extensions)
+
+
+@lru_cache(maxsize=128)
+def _ja3s(version: int, suite: int, extensions: tuple[int, ...]) -> str:
+    return _md5(f"{version},{suite},{_decimal(extensions)}")
 
 
 def ja4(hello: ClientHello) -> str:

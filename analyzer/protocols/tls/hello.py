@@ -5,7 +5,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ _RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2
 SERVER_NAME, ALPN = 0, 16
 _GROUPS, _POINT_FORMATS, _SIGNATURES, _ENCRYPT_THEN_MAC, _PRE_SHARED_KEY = 10, 11, 13, 22, 41
 _EARLY_DATA, _SUPPORTED_VERSIONS = 42, 43
+_EXTENSION = struct.Struct("!HH")
+"""Type and size of an extension."""
 _NAME = 255
 """Octets of the longest server name."""
 _SUBJECT = 1000
@@ -87,6 +89,8 @@ class Certificate(NamedTuple):
 class Octets:
     """A cursor that cannot leave its octets."""
 
+    __slots__ = ("octets", "pos")
+
     def __init__(self, octets: bytes) -> None:
         self.octets = octets
         self.pos = 0
@@ -106,7 +110,12 @@ class Octets:
 
     def vector(self, size: int) -> bytes:
         """A vector behind `size` octets of length."""
-        return self.take(self.number(size))
+        begin = self.pos + size
+        end = begin + int.from_bytes(self.octets[self.pos : begin], "big")
+        if begin > len(self.octets) or end > len(self.octets):
+            raise Malformed("a handshake message is too short")
+        self.pos = end
+        return self.octets[begin:end]
 
     @property
     def left(self) -> int:
@@ -121,24 +130,17 @@ def client_hello(body: bytes) -> ClientHello:
     suites = numbers(cursor.vector(2))
     cursor.vector(1)
     kinds: list[int] = []
-    found: dict[str, Any] = {}
+    found: dict[int, Any] = {}
     for kind, data in extensions(cursor):
         kinds.append(kind)
-        if kind == SERVER_NAME:
-            found["sni"] = server_name(data)
-        elif kind == ALPN:
-            found["alpn"] = protocol_names(data)
-        elif kind == _GROUPS:
-            found["groups"] = numbers(Octets(data).vector(2))
-        elif kind == _POINT_FORMATS:
-            found["point_formats"] = Octets(data).vector(1)
-        elif kind == _SIGNATURES:
-            found["signatures"] = numbers(Octets(data).vector(2))
-        elif kind == _EARLY_DATA:
-            found["early_data"] = True
-        elif kind == _SUPPORTED_VERSIONS:
-            found["versions"] = numbers(Octets(data).vector(1))
-    return ClientHello(random, version=version, session_id=session_id, suites=suites, extensions=tuple(kinds), **found)
+        read = _OFFERS.get(kind)
+        if read is not None:
+            found[kind] = read(data)
+    return ClientHello(
+        random, found.get(SERVER_NAME), found.get(ALPN, ()), found.get(_EARLY_DATA, False), version, session_id, suites,
+        tuple(kinds), found.get(_GROUPS, ()), found.get(_POINT_FORMATS, b""), found.get(_SIGNATURES, ()),
+        found.get(_SUPPORTED_VERSIONS, ()),
+    )  # fmt: skip
 
 
 def server_hello(body: bytes) -> ServerHello:
@@ -174,13 +176,23 @@ def numbers(data: bytes) -> tuple[int, ...]:
     return struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1])
 
 
-def extensions(cursor: Octets) -> Iterator[tuple[int, bytes]]:
+def extensions(cursor: Octets) -> list[tuple[int, bytes]]:
     """Extension*: (type, data); absent before TLS 1.2."""
     if not cursor.left:
-        return
-    inner = Octets(cursor.vector(2))
-    while inner.left:
-        yield inner.number(2), inner.vector(2)
+        return []
+    octets = cursor.vector(2)
+    found: list[tuple[int, bytes]] = []
+    pos, size = 0, len(octets)
+    while pos < size:
+        if pos + 4 > size:
+            raise Malformed("an extension is too short")
+        kind, length = _EXTENSION.unpack_from(octets, pos)
+        begin = pos + 4
+        pos = begin + length
+        if pos > size:
+            raise Malformed("an extension is too short")
+        found.append((kind, octets[begin:pos]))
+    return found
 
 
 def server_name(data: bytes) -> str | None:
@@ -200,6 +212,18 @@ def protocol_names(data: bytes) -> tuple[bytes, ...]:
     while names.left and len(found) < _PROTOCOLS:
         found.append(names.vector(1))
     return tuple(found)
+
+
+_OFFERS: dict[int, Callable[[bytes], Any]] = {
+    SERVER_NAME: server_name,
+    ALPN: protocol_names,
+    _GROUPS: lambda data: numbers(Octets(data).vector(2)),
+    _POINT_FORMATS: lambda data: Octets(data).vector(1),
+    _SIGNATURES: lambda data: numbers(Octets(data).vector(2)),
+    _EARLY_DATA: lambda data: True,
+    _SUPPORTED_VERSIONS: lambda data: numbers(Octets(data).vector(1)),
+}
+"""What is read of a ClientHello's extensions."""
 
 
 def certificates(body: bytes, version: int) -> list[bytes]:
@@ -231,7 +255,6 @@ def inflated(body: bytes, most: int) -> bytes:
     return unpacked
 
 
-@lru_cache(maxsize=256)
 def certificate(der: bytes) -> Certificate | None:
     """What a certificate says; None when it cannot be read."""
     from cryptography import x509
@@ -258,6 +281,7 @@ def certificate(der: bytes) -> Certificate | None:
     return Certificate(subject, issuer, common, tuple(others[:_ALTERNATIVES]), times[0], times[1])
 
 
+@lru_cache(maxsize=256)
 def host_name(read: Certificate, asked: str | None) -> str | None:
     """A host name of a certificate: the one asked for when it holds it, else the first in its subject or subjectAltName."""
     names = (*read.common_names, *read.alternative_names)

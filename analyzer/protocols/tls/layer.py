@@ -81,6 +81,19 @@ _ALERTS = {
 }
 
 
+_READ = frozenset(
+    (
+        CLIENT_HELLO,
+        SERVER_HELLO,
+        END_OF_EARLY_DATA,
+        ENCRYPTED_EXTENSIONS,
+        CERTIFICATE,
+        FINISHED,
+        KEY_UPDATE,
+        COMPRESSED_CERTIFICATE,
+    )
+)
+"""Handshake messages that tell something here."""
 _At = tuple[int | None, int | None, int]
 """Time, frame and acknowledgement of a segment."""
 
@@ -224,6 +237,10 @@ class Layer:
         """Records wait for secrets that the key log does not hold yet."""
         self._now = 0
         """Time of the latest octets."""
+        self._derived: dict[bytes, bytes] = {}
+        """Key blocks by the server's random: both directions have theirs of one."""
+        self._settled = False
+        """The end of the handshake is known for good."""
 
     def take(self, chunk: Chunk, from_client: bool) -> None:
         """Take octets of one direction."""
@@ -393,6 +410,12 @@ class Layer:
                 elif kind == APPLICATION_DATA and half.opener is not None and self._run(half):
                     half.need = RECORD
                     moved = True
+                elif kind == HANDSHAKE and not half.protected:
+                    half.need = RECORD
+                    ts = self._begun(half)
+                    end = inbox.pos = pos + RECORD + size
+                    self._handshake(half, buf[pos + RECORD : end], ts)
+                    moved = True
                 elif self._must_wait(half, kind):
                     return moved
                 else:
@@ -491,15 +514,21 @@ class Layer:
             half.protected = True
             self._prepare(half, max(half.specs, 1))
         if not half.protected:
-            if kind == HANDSHAKE:
-                self._handshake(half, fragment, ts)
-            elif kind == ALERT:
+            if kind == ALERT:
                 self._alert(half, fragment, inbox.segment_at(inbox.offset - 1), session)
             return
         if half.opener is not None:
             self._open(half, kind, version, fragment, first, session)
         elif kind == APPLICATION_DATA and not (half.client and self._early_data and len(half.application) < _EARLY):
             half.blind = True
+
+    @staticmethod
+    def _begun(half: _Half) -> int:
+        """Time of a record's first octet."""
+        ts = half.inbox.segment_at(half.inbox.offset)[0] or 0
+        if half.ts_first is None:
+            half.ts_first = ts
+        return ts
 
     @staticmethod
     def _count(half: _Half, begin: int, octets: int, ts: int) -> None:
@@ -519,7 +548,7 @@ class Layer:
         assert self.secrets is not None
         from analyzer.protocols.tls.decrypt import opener
 
-        half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client)
+        half.opener = opener(self.secrets, self._clients[turn - 1], self._servers[turn - 1], half.client, self._derived)
 
     def _open(
         self,
@@ -657,21 +686,31 @@ class Layer:
             if not half.protected:
                 return
             half.broken = False  # a new record: taken for the beginning of a message
-        half.handshake += fragment
-        while len(half.handshake) >= 4:
-            size = int.from_bytes(half.handshake[1:4], "big")
+        if half.handshake:
+            half.handshake += fragment
+            begun = half.handshake
+            size = int.from_bytes(begun[1:4], "big")
+            if len(begun) < 4 or len(begun) < 4 + size <= 4 + self.limits.tls_message_bytes:
+                return
+            fragment = bytes(begun)
+            half.handshake.clear()
+        pos, end = 0, len(fragment)
+        while end - pos >= 4:
+            size = int.from_bytes(fragment[pos + 1 : pos + 4], "big")
             if size > self.limits.tls_message_bytes:
                 half.broken = True
-                half.handshake.clear()
                 return
-            if len(half.handshake) < 4 + size:
-                return
-            kind, body = half.handshake[0], bytes(half.handshake[4 : 4 + size])
-            del half.handshake[: 4 + size]
-            try:
-                self._message(half, kind, body, ts)
-            except Malformed:
-                half.broken = True
+            begin, stop = pos + 4, pos + 4 + size
+            if stop > end:
+                break
+            if fragment[pos] in _READ:
+                try:
+                    self._message(half, fragment[pos], fragment[begin:stop], ts)
+                except Malformed:
+                    half.broken = True
+            pos = stop
+        if pos < end:
+            half.handshake += fragment[pos:]
 
     def _message(self, half: _Half, kind: int, body: bytes, ts: int) -> None:
         if kind == CLIENT_HELLO and half.client:
@@ -714,14 +753,18 @@ class Layer:
 
     def _settle(self) -> None:
         """End of the handshake: TLS 1.3 the client's first protected record, its Finished; before, the first application data."""
+        if self._settled:
+            return
         client, server = (half.application for half in self._halves)
         if self._tls13:
             after = (self._ts_server_hello or 0) if self._early_data else 0
-            times = [ts for ts, _ in client if ts >= after][:1]
+            done = next((ts for ts, _ in client if ts >= after), None)
+            self._settled = done is not None and self._ts_server_hello is not None
         else:
-            times = [ts for ts, _ in client[:1] + server[:1]]
-        if times:
-            self.info.ts_tls_done = min(times)
+            done = min((ts for ts, _ in client[:1] + server[:1]), default=None)
+            self._settled = bool(client and server and self._servers)
+        if done is not None:
+            self.info.ts_tls_done = done
 
     # plaintext
 
