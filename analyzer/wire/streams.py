@@ -485,7 +485,7 @@ class Streams:
 
     def _rest(self, flow: Flow) -> None:
         """A connection's rows of the batch are taken."""
-        if flow.items:
+        if flow.items or (flow.wanted and flow.held):
             self._collect(flow)
         elif flow.only_syns:
             self._back_to_half(flow)
@@ -648,8 +648,7 @@ class Streams:
                 return i
             taken = max(flow.taken())
             if taken > bound:
-                self._collect(flow)
-                if not flow.wanted and taken > limit and flow.slot in self._flows.live:
+                if not self._ask(flow) and taken > limit and flow.slot in self._flows.live:
                     self._retire(flow, IGNORED)
                 if flow.slot not in self._flows.live:
                     return i
@@ -657,20 +656,14 @@ class Streams:
 
     def _collect(self, flow: Flow, closed: bool = False) -> None:
         """Deliver what a connection has brought, or ask whether it is wanted."""
-        chunks = [chunk for _, chunk in flow.items]
-        flow.items = []
         conn = flow.conn or self._connection(flow)
         conn.ts_last, conn.last_frame = flow.ts_last, flow.frame_last
-        if not flow.wanted:
-            if flow.held:
-                chunks = flow.held + chunks
-            answer = self._recognise(conn, *_heads(chunks), closed) if any(flow.octets) else None
-            if not answer:
-                flow.held = chunks
-                if answer is not None and not closed:
-                    self._retire(flow, IGNORED)
-                return
-            flow.wanted, flow.held = True, None
+        if not flow.wanted and not self._ask(flow, closed):
+            return
+        chunks = [chunk for _, chunk in flow.items]
+        if flow.held:
+            chunks = flow.held + chunks
+        flow.items, flow.held = [], None
         conn.orig_bytes, conn.resp_bytes = flow.octets if flow.orig == 0 else flow.octets[::-1]
         conn.gap_bytes = flow.gap_octets
         if flow.handshake and (closed or conn.ts_open is None):
@@ -685,6 +678,18 @@ class Streams:
             conn.end = flow.over
         if chunks or closed:
             self._deliveries.append(Delivery(conn, chunks, closed))
+
+    def _ask(self, flow: Flow, closed: bool = False) -> bool:
+        """Ask whether a connection is wanted by what it has brought: that is kept, to be delivered with the batch's rest."""
+        conn = flow.conn or self._connection(flow)
+        conn.ts_last, conn.last_frame = flow.ts_last, flow.frame_last
+        flow.held = (flow.held or []) + [chunk for _, chunk in flow.items]
+        flow.items = []
+        answer = self._recognise(conn, *_heads(flow.held), closed) if any(flow.octets) else None
+        flow.wanted = bool(answer)
+        if answer is not None and not answer and not closed:
+            self._retire(flow, IGNORED)
+        return flow.wanted
 
     def _connection(self, flow: Flow) -> Connection:
         orig, resp = self._ends_of(flow.slot)
