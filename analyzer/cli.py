@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -217,7 +218,12 @@ _ALIGN = "analyzer.align"
 
 
 def _run(
-    captures: "Sequence[Input]", more: Sequence[str], keylogs: Sequence[str], quiet: bool, limits: "Limits | None" = None
+    captures: "Sequence[Input]",
+    more: Sequence[str],
+    keylogs: Sequence[str],
+    quiet: bool,
+    limits: "Limits | None" = None,
+    jobs: int = 1,
 ) -> "Result":
     inputs = [*captures, *more]
     if not inputs:
@@ -231,7 +237,7 @@ def _run(
     context = click.get_current_context(silent=True)
     align = context is not None and bool(context.meta.get(_ALIGN))
     with _progress(quiet) as report:
-        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report, align=align)
+        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report, align=align, jobs=jobs)
 
 
 def _key_log_at_hand(empty: bool = False) -> tuple[str, ...]:
@@ -267,7 +273,7 @@ def _captures(command: Any) -> Any:
             type=click.IntRange(min=1),
             default=1,
             metavar="N",
-            help="Accepted; so far one process does the work.",
+            help="Processes that share the work on one file; the tables are the same.",
         ),
         click.option(
             "--align",
@@ -374,13 +380,14 @@ def analyze(
     wanted = _conditions(conditions)
     names = _formats(formats, directory)
     only = _where(where)
-    result = _run(captures, more, keylogs, quiet)
+    result = _run(captures, more, keylogs, quiet, jobs=jobs)
     if only is not None:
         _narrow(result, only, quiet)
     if directory is not None:
+        from analyzer import shards
         from analyzer.tables.export import export
 
-        export(result.tables, directory, names)
+        export(result.tables, directory, names, partial(shards.run, jobs))
     if not quiet:
         from analyzer.views.overview import compose, next_steps
 
@@ -492,7 +499,7 @@ def trace(
     if as_json and as_mermaid:
         raise click.UsageError("choose one of --json and --mermaid", click.get_current_context())
     only = _where(where)
-    result = _run(captures, more, keylogs, quiet)
+    result = _run(captures, more, keylogs, quiet, jobs=jobs)
     told = _chosen(result.tables, quiet, only, message_id=message_id, trace_id=trace_id, rcpt=rcpt, subject=subject)
     if svg is not None:
         _write_picture(svg, told, quiet)

@@ -34,7 +34,7 @@ def report(
     from analyzer.views.report import write
 
     only = _where(where)
-    result = _run(captures, more, keylogs, quiet)
+    result = _run(captures, more, keylogs, quiet, jobs=jobs)
     if only is not None:
         _narrow(result, only, quiet)
     try:

@@ -23,7 +23,7 @@ from analyzer.mail.hosts import ROLES
 from analyzer.mail.lookups import Lookups
 from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.mail.sightings import Sighting
-from analyzer.mail.story import Elsewhere, Rows, Story, Told
+from analyzer.mail.story import Each, Elsewhere, Rows, Story, Told, alone
 from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
@@ -152,7 +152,7 @@ class Ledger(Story):
         told = story.finish(asked)
         return self._with_before(told)
 
-    def finish(self, asked: Collection[str] = ()) -> Told:
+    def finish(self, asked: Collection[str] = (), each: Each = alone) -> Told:
         """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
         told = self.tell(asked)
         self.last_messages = list(told.messages)
@@ -206,7 +206,7 @@ class Ledger(Story):
             for s in web.sightings:
                 story.feed(s)
         told = story.finish()
-        told.parts = [replace(part, messages=list(part.messages), hops=list(part.hops)) for part in told.parts]
+        told.first = replace(told.first, messages=list(told.messages), hops=list(told.hops))
         self._learn(told)
         for web in changed:
             web.changed = False

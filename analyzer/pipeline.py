@@ -6,14 +6,15 @@ files -> frames -> packets -> (UDP) DNS datagrams                      -> story 
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+from analyzer import shards
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
-from analyzer.mail.story import BY_MESSAGE, Story
+from analyzer.mail.story import BY_MESSAGE, Found, Part, Share, Story, Told
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
 from analyzer.protocols.bodies import Body
@@ -23,7 +24,7 @@ from analyzer.tables import Tables
 from analyzer.wire import files
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.packets import Decoder
-from analyzer.wire.streams import Streams
+from analyzer.wire.streams import Counted, Streams
 from analyzer.wire.taps import Taps
 from analyzer.wire.types import Connection, Frames, SourceInfo
 
@@ -82,11 +83,20 @@ class Pipeline:
     File and live capture take this same way.
     """
 
-    def __init__(self, limits: Limits | None = None, secrets: tls.Secrets | None = None, taps: Taps | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        secrets: tls.Secrets | None = None,
+        taps: Taps | None = None,
+        share: Share = shards.ALL,
+        out: shards.Outbox | None = None,
+    ) -> None:
+        """`share`: what of several processes' work is done here.  `out`: takes what is found in others than the first."""
         self.limits = limits or Limits()
         self.secrets = secrets if secrets is not None else tls.Secrets()
-        self.tables = Tables(self.limits)
-        self.story = Story(self.limits)
+        self.share = share
+        self.tables: Tables = Tables(self.limits) if out is None else out.tables
+        self.story: Story | shards.Outbox = Story(self.limits) if out is None else out
         self.datagrams = dns.Datagrams(self.limits)
         self.taps = taps
         """Given when there are several captures: tells what more than one of them shows."""
@@ -111,15 +121,16 @@ class Pipeline:
         if self.taps is not None and len(frames):
             self.taps.saw(frames.source, packets)
         if len(packets):
-            rows = dns.candidate_rows(packets)
-            if len(rows):
-                self._take(self.datagrams.feed(packets, rows))
+            if self.share[0] == self.share[1] - 1:
+                rows = dns.candidate_rows(packets)
+                if len(rows):
+                    self._take(self.datagrams.feed(packets, rows))
             self._deliver(self._streams[tap].feed(packets))
         self._drain()
 
     def _add_tap(self) -> None:
         self._decoders.append(Decoder(self.limits))
-        self._streams.append(Streams(self.limits, self._recognise, MAIL_PORTS))
+        self._streams.append(Streams(self.limits, self._recognise, MAIL_PORTS, share=self.share))
 
     def _tap(self, frames: Frames) -> int:
         """The tap that frames are of: each has its own connections and fragments."""
@@ -133,29 +144,60 @@ class Pipeline:
             self._add_tap()
         return tap
 
-    def finish(self, sources: Iterable[SourceInfo] = ()) -> Tables:
-        """Nothing more will come: end what is open, tell the story, fill the tables."""
+    def end(self, others: Sequence[Counted] = ()) -> None:
+        """No more frames will come: end what is open.  `others`: what the streams of other processes have counted."""
         for streams in self._streams:
-            self._deliver(streams.finish())
+            self._deliver(streams.finish(others))
         self._take(self.datagrams.finish())
         for decoder in self._decoders:
-            self._take(decoder.finish())
+            decoder.anomalies += decoder.finish()
         self._drain()
+
+    def finish(self, sources: Iterable[SourceInfo] = (), others: Sequence[Counted] = ()) -> Tables:
+        """Nothing more will come: end what is open, tell the story, fill the tables."""
+        self.end(others)
         for source in sources:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
             self._take(source.notes)
         self._take(self.offers.settle())
-        tables = self.tables
+        tables, story = self.tables, self.story
+        assert isinstance(story, Story)
         tables.patch("sessions", self.offers.row)
-        told = self.story.finish({row.session_id for row in tables.rows("anomalies") if row.session_id is not None})
-        for part in told.parts:
-            for name in BY_MESSAGE:
-                tables.extend(name, getattr(part, name))
+        asked = {row.session_id for row in tables.rows("anomalies") if row.session_id is not None}
+        told = story.finish(asked, self._each)
+        self._write(told.first, tables)
+        if told.later:
+            found = self._each(lambda share, tables: self._tell_later(told, share, tables))
+            told.settle(one for one in found if one is not None)
         tables.extend("hosts", told.hosts)
         tables.extend("anomalies", told.anomalies)
         tables.patch("dns", told.dns)
         tables.patch("anomalies", told.anomaly)
         return tables
+
+    def _tell_later(self, told: Told, share: Share, tables: Tables) -> Found | None:
+        for part in told.share(share):
+            self._write(part, tables)
+        return told.found() if share[0] else None
+
+    def _write(self, part: Part, tables: Tables) -> None:
+        for name in BY_MESSAGE:
+            tables.extend(name, getattr(part, name))
+
+    def _each(self, work: Callable[[Share, Tables], T]) -> list[T]:
+        return shards.each(self.share[1], work, self.tables, self.limits)
+
+    def counted(self) -> Counted:
+        """For `finish` of the first process: what the streams of this one have counted."""
+        return self._streams[0].counted()
+
+    def gather(self, crew: shards.Crew) -> None:
+        """Take what other processes have found so far, and the messages of those that have finished."""
+        for events in crew.take(self.tables):
+            self._take(events)
+        assert isinstance(self.story, Story)
+        while crew.handed:
+            self.story.absorb(*crew.handed.pop())
 
     def _recognise(self, conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
         protocol, client_is_orig, sure = recognise(conn, orig, resp, closing)
@@ -181,6 +223,8 @@ class Pipeline:
 
     def _drain(self) -> None:
         for tap, streams in enumerate(self._streams):
+            if self.share[0]:
+                self._decoders[tap].anomalies = []  # the first process tells them
             for holder in (self._decoders[tap], streams):
                 if holder.anomalies:
                     self._take(holder.anomalies)
@@ -270,8 +314,9 @@ def run(
     keylogs: Sequence[str | PathLike[str]] = (),
     progress: Progress | None = None,
     align: bool = False,
+    jobs: int = 1,
 ) -> Result:
-    """Analyze captures, several files being one analysis.
+    """Analyze captures, several files being one analysis; `jobs`: processes to do it with, for one file on a system that forks.
 
     What several taps show is told once.  `align`: take the offset of each tap's clock to the first one's off its times; else
     it is only told.  The captures are then read twice, as they are when the better copy of a connection comes later.
@@ -282,7 +327,8 @@ def run(
     ordered = in_time_order(inputs)
     again = [Again(item, _place(item)) for item in ordered]
     taps = Taps(limits) if len(ordered) > 1 else None
-    result = _read(again, limits, keylogs, progress, taps)
+    shared = shards.possible and taps is None and limits.bodies is None  # octets stay with the process that kept them
+    result = _read(again, limits, keylogs, progress, taps, jobs if shared else 1)
     if taps is None:
         return result
     clocks = {source: clock for source, clock in taps.measured().items() if clock.odd}
@@ -304,11 +350,31 @@ def run(
 
 
 def _read(
-    again: list[Again], limits: Limits, keylogs: Sequence[str | PathLike[str]], progress: Progress | None, taps: Taps | None
+    again: list[Again],
+    limits: Limits,
+    keylogs: Sequence[str | PathLike[str]],
+    progress: Progress | None,
+    taps: Taps | None,
+    jobs: int = 1,
 ) -> Result:
-    pipeline = Pipeline(limits, tls.read_key_logs(keylogs), taps)
+    secrets = tls.read_key_logs(keylogs)
+    pipeline = Pipeline(limits, secrets, taps, (0, jobs))
     sources: list[SourceInfo] = []
-    with _collector_off():
+    others: list[Counted] = []
+    once = sum(not (isinstance(one.item, str | PathLike) and files.rereadable(one.item)) for one in again)
+
+    def work(number: int, out: shards.Outbox, copies: list[BinaryIO]) -> None:
+        other = Pipeline(limits, secrets, None, (number, jobs), out)
+        for one in again:
+            info = SourceInfo(name_of(one.item))
+            for frames in files.read(copies[0] if copies else one.item, limits, info):
+                other.learn(info)
+                other.feed(frames)
+                out.flush()
+        other.end()
+        out.finish((other.counted(), secrets.asked, secrets.used))
+
+    with _collector_off(), closing(shards.Crew(jobs - 1, work, limits, once if jobs > 1 else 0)) as crew:
         for one in again:
             item = one.item
             if taps is not None and one.place is not None and not isinstance(item, str | PathLike):
@@ -320,10 +386,17 @@ def _read(
                 if progress is not None:
                     progress(name, done, total, pipeline.messages, sum(source.frames for source in sources))
 
-            for frames in files.read(item, limits, info, progress=report):
-                pipeline.learn(info)
-                pipeline.feed(frames)
-        tables = pipeline.finish(sources)
-    secrets = pipeline.secrets
+            with crew.tee(item, 0, info.name) if crew.copies else nullcontext(item) as file:
+                for frames in files.read(file, limits, info, progress=report):
+                    pipeline.learn(info)
+                    pipeline.feed(frames)
+                    pipeline.gather(crew)
+        crew.wait()
+        pipeline.gather(crew)
+        for counted, asked, used in crew.words:
+            others.append(counted)
+            secrets.asked |= asked
+            secrets.used |= used
+        tables = pipeline.finish(sources, others)
     unused = len(secrets) if secrets.asked and not secrets.used else 0
     return Result(tables, sources, again, limits, pipeline.bodies, unused_secrets=unused)

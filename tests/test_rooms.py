@@ -18,6 +18,7 @@ STREET = (
     "slicing",
     "extraction",
     "pipeline",
+    "shards",
     "doctor",
     "views",
     "tables",
@@ -26,7 +27,7 @@ STREET = (
     "wire",
 )
 """A module may import from its own place and from places to the right."""
-SHARED = ("columns", "errors", "limits")
+SHARED = ("columns", "errors", "limits", "scratch")
 """What every room may import; these import nothing of ours but each other."""
 HOMES = {
     "scapy": ("wire",),

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields
 from operator import attrgetter
+from shutil import copyfileobj
 from typing import IO, Any, NamedTuple
 
 from analyzer.limits import Limits
@@ -20,6 +21,7 @@ from analyzer.mail.correlate import plain_id
 from analyzer.mail.received import Received
 from analyzer.mail.sightings import Sighting, Trail, first_handled, original_recipient
 from analyzer.protocols.base import Recipient, SessionInfo
+from analyzer.scratch import read_at, scratch
 from analyzer.wire.types import Connection
 
 _RECIPIENTS = 32
@@ -178,16 +180,31 @@ class Keys:
         self.faint[0].extend(keys)
         self.faint[1].extend([number] * len(keys))
 
+    def take(self, other: "Keys", base: int) -> None:
+        """The keys of other sightings, which are numbered from `base` here."""
+        for mine, theirs in ((self.strong, other.strong), (self.faint, other.faint), (self.passed, other.passed)):
+            mine[0].extend(theirs[0])
+            _extend(mine[1], theirs[1], base)
+        self.searching |= other.searching
+        self.related |= other.related
+        for claim in other.claims:
+            if len(self.claims) < self._limits.hosts:
+                self.claims.add(claim)
+
+
+def _extend(column: "array[int]", more: "array[int]", base: int) -> None:
+    """Add numbers that are counted from `base` here."""
+    import numpy as np
+
+    column.frombytes((np.frombuffer(more, column.typecode) + np.array(base, column.typecode)).tobytes())
+
 
 class Archive:
     """Sightings of sessions, put away.  `split` ends the taking in."""
 
     def __init__(self, limits: Limits) -> None:
-        from tempfile import TemporaryFile
-
         self._limits = limits
-        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
-        self._info_file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._file, self._info_file = scratch(), scratch()
         self._place = array("q", [0])
         """Where each sighting begins in the file; the last: where it ends."""
         self._info_place = array("q", [0])
@@ -249,6 +266,37 @@ class Archive:
         how |= _HANDED_IN if ends.handed_in else 0
         self._how.append(how)
         self.keys.add(s, number)
+
+    # from one process to another
+
+    def hand_over(self, file: IO[bytes]) -> tuple[Any, ...]:
+        """Everything, for another process's `absorb`: the sightings go to the end of a file."""
+        self._put_infos(list(self._open))
+        at = file.seek(0, 2)
+        for mine in (self._file, self._info_file):
+            mine.seek(0)
+            copyfileobj(mine, file, 1 << 20)
+        file.flush()
+        columns = (self._place, self._info_place, self._info_at, self._ts, self._session, self._how, self._ends)
+        return at, columns, list(self._pairs), self.keys
+
+    def absorb(self, file: IO[bytes], state: tuple[Any, ...]) -> None:
+        """Take what `hand_over` of an archive in another process gave (a child of this one: hashes are keyed alike)."""
+        at, (place, info_place, info_at, ts, session, how, ends), pairs, keys = state
+        for mine, size in ((self._file, place[-1]), (self._info_file, info_place[-1])):
+            mine.seek(0, 2)
+            for start in range(at, at + size, 1 << 20):
+                mine.write(read_at(file, min(1 << 20, at + size - start), start))
+            at += size
+        self.keys.take(keys, len(self))
+        known = [self._pairs.setdefault(pair, len(self._pairs)) for pair in pairs]
+        _extend(self._session, session, len(self._ends))
+        _extend(self._info_at, info_at, len(self._info_place) - 1)
+        _extend(self._place, place[1:], self._place[-1])
+        _extend(self._info_place, info_place[1:], self._info_place[-1])
+        self._ends.extend(map(known.__getitem__, ends))
+        self._ts.extend(ts)
+        self._how.extend(how)
 
     # out
 
@@ -323,8 +371,7 @@ class Archive:
         found: list[Sighting] = []
         for number in numbers.tolist():
             start, end = self._place[number], self._place[number + 1]
-            self._file.seek(start)
-            s = _unpacked(self._file.read(end - start), trails)
+            s = _unpacked(read_at(self._file, end - start, start), trails)
             session = self._session[number]
             info = infos.get(session)
             if info is None:
@@ -334,8 +381,8 @@ class Archive:
         return found
 
     def _info(self, at: int) -> SessionInfo:
-        self._info_file.seek(self._info_place[at])
-        values, connection = pickle.loads(self._info_file.read(self._info_place[at + 1] - self._info_place[at]))
+        start, end = self._info_place[at], self._info_place[at + 1]
+        values, connection = pickle.loads(read_at(self._info_file, end - start, start))
         of_connection = dict(zip(_CONNECTION, connection, strict=True))
         return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
 

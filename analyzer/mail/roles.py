@@ -314,6 +314,7 @@ CLIENT_RULES = (
 MAILBOX_RULES = {"pop3": "serves POP3", "imap": "serves IMAP"}
 
 
+_SILENT = (0, "")
 Decision = tuple[Leg, int, list[tuple[str, str]]]
 """A hop, the weight of its server's role, and the evidence for it."""
 
@@ -337,16 +338,25 @@ class Servers:
                 leg.server_role = role
                 said.append((leg, weight, held))
                 server = leg.server
-                if server is not None and role in ("mx", "mta") and (weight, "") > loudest.get(id(server), (0, "")):
+                if server is not None and role in ("mx", "mta") and (weight, role) > loudest.get(id(server), _SILENT):
                     loudest[id(server)] = (weight, role)
         return said
+
+    def loudest(self, machine: Machine) -> tuple[int, str]:
+        """(weight, role) of what has been heard of a machine."""
+        return self._loudest.get(id(machine), _SILENT)
+
+    def learn(self, loudest: dict[int, tuple[int, str]]) -> None:
+        """Take what was heard elsewhere, by id of a machine."""
+        for machine, said in loudest.items():
+            self._loudest[machine] = max(said, self._loudest.get(machine, _SILENT))
 
     def settle(self, said: list[Decision]) -> None:
         """Give the quiet hops the role of the loudest, and count the evidence."""
         for leg, weight, held in said:
             evidence = held
             if weight <= _QUIET and leg.server is not None and leg.protocol == "smtp":
-                most, role = self._loudest.get(id(leg.server), (0, ""))
+                most, role = self.loudest(leg.server)
                 if most > weight:
                     evidence = held if role == leg.server_role else [(role, "acts so in other hops")]
                     leg.server_role = role

@@ -12,9 +12,9 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import chain, count
+from itertools import count
 from statistics import median_low
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import IO, Any, Generic, NamedTuple, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail import fate, oddities, roles, timeline
@@ -83,12 +83,43 @@ BY_MESSAGE = tuple(column.name for column in fields(Part))
 """The tables whose rows are each of one message: they leave with it."""
 
 
+Share = tuple[int, int]
+"""Number of a process, from 0, and how many there are."""
+Each = Callable[[Callable[[Share, Any], Any]], list[Any]]
+"""Has each of several processes do its share of some work; what they returned, by number.  Only the first one's state stays."""
+
+
+def alone(work: Callable[[Share, Any], Any]) -> list[Any]:
+    """`Each` with one process."""
+    return [work((0, 1), None)]
+
+
+class _Said(NamedTuple):
+    """What a process other than the first has heard of its share of the later parts."""
+
+    anomalies: list[Anomaly]
+    loudest: dict[str, tuple[int, str]]
+
+
+class Found(NamedTuple):
+    """What telling some of the later parts has found besides rows."""
+
+    anomalies: list[Anomaly]
+    session_traces: dict[str, str | None]
+    evidence: list[tuple[str, dict[tuple[str, str], int], int]]
+    """(address, evidence, messages) of machines."""
+
+
 @dataclass
 class Told:
     """The story's rows, and what it adds to rows of other rooms.  Whole when the last part has been taken."""
 
-    parts: Iterable[Part]
-    """To be read once, each part before the next is taken."""
+    first: Part
+    """The messages told with an eye on each other, or all of them."""
+    later: list[Any]
+    """What the other parts are told from, by `share`; `settle` then."""
+    telling: "_Telling"
+    """How."""
     hosts: Iterable[Host]
     anomalies: list[Anomaly]
     lookups: Lookups
@@ -101,8 +132,21 @@ class Told:
     evidence: list[tuple[Leg, Machine, list[tuple[str, str]]]]
     """Evidence that was counted, with its hop, for whom it was told apart (`Elsewhere`)."""
 
+    def share(self, share: Share) -> Iterator[Part]:
+        """A process's share of the later parts: each to be read before the next is taken."""
+        return self.telling.tell(share)
+
+    def found(self) -> Found:
+        """What a process other than the first has found, when it has taken its share; for `settle`."""
+        return self.telling.found()
+
+    def settle(self, found: Iterable[Found]) -> None:
+        """All later parts have been taken; `found`: by other processes."""
+        self.telling.gather(found)
+        self.client_roles.update(self.telling.client_roles(self.server_roles))
+
     def _all(self, table: str) -> Iterable[Any]:
-        return Rows(lambda: chain.from_iterable(getattr(part, table) for part in self.parts))
+        return Rows(lambda: iter(getattr(self.first, table)))
 
     @property
     def messages(self) -> Iterable[Message]:
@@ -211,7 +255,7 @@ class Story:
         if len(self._sightings) >= self.limits.story_sightings and not self._whole:
             self._put_away()
 
-    def _put_away(self) -> None:
+    def _put_away(self) -> Archive:
         """Sightings to the archive."""
         if self._archive is None:
             self._archive = Archive(self.limits)
@@ -219,6 +263,7 @@ class Story:
         self._closed.clear()
         self._sightings.clear()
         self._digester = Digester()
+        return self._archive
 
     def _event(self, event: MailboxEvent) -> None:
         if len(self._events) < self.limits.mailbox_events:
@@ -230,7 +275,7 @@ class Story:
         info = event.info
         self.hosts.session(info)
         if info.messages and not self._whole:
-            self._closed.add(info)
+            self.over(info)
         if info.visibility == "opaque":
             self._opaque.append(info)
         elif not info.messages and info.protocol in ("smtp", "lmtp"):
@@ -252,11 +297,26 @@ class Story:
     def _drop(self, name: str) -> None:
         self._dropped[name] = self._dropped.get(name, 0) + 1
 
-    def finish(self, asked: Collection[str] = ()) -> Told:
+    def over(self, info: SessionInfo) -> None:
+        """A session of which messages were taken has ended."""
+        self._closed.add(info)
+
+    def hand_over(self, file: IO[bytes]) -> Any:
+        """All messages, for another process's `absorb`: their octets go to a file, the rest is returned."""
+        if self._archive is None and not self._sightings:
+            return None
+        return self._put_away().hand_over(file)
+
+    def absorb(self, file: IO[bytes], state: Any) -> None:
+        """Take the messages that another process has handed over."""
+        if state is not None:
+            self._put_away().absorb(file, state)
+
+    def finish(self, asked: Collection[str] = (), each: Each = alone) -> Told:
         """Nothing more will come: tell it.  `asked`: sessions of which one wants to know the message."""
         if self._archive is not None:
             self._put_away()
-        return _Telling(self, asked).told()
+        return _Telling(self, asked).told(each)
 
 
 @dataclass
@@ -299,10 +359,14 @@ class _Telling:
         self.traces: list[Trace] = []
         """Those that are told with an eye on each other: all, or the first part of several."""
         self.session_traces: dict[str, str | None] = {}
+        self.server_roles: dict[str, str] = {}
+        self._parts: list[Any] = []
+        """Of each later part: numbers of its sightings."""
+        self._heard: dict[int, _Heard | None] = {}
         self._apart: dict[tuple[str, str], list[int]] = {}
         self._ghosts: set[str] = set()
 
-    def told(self) -> Told:
+    def told(self, each: Each) -> Told:
         if self.elsewhere is not None:
             for (ip, role, rule), times in self.elsewhere.evidence.items():
                 self.hosts.of(ip).evidence[role, rule] += times
@@ -321,7 +385,7 @@ class _Telling:
             self.lookups.book.read()
         self.hosts.settle(self.lookups.book)
         self.opaque = Opaque(self.sessions, self.hosts)
-        later = self._split()
+        self._parts = later = self._split()
         self.traces = self._join(self.sightings)
         self.sightings = []
         for trace in {id(leg.trace): leg.trace for leg in self.opaque.settle() if leg.trace is not None}.values():
@@ -333,7 +397,10 @@ class _Telling:
         self.scene.add_archived(self.ends, self.claims)
         self.servers = roles.Servers(self.scene)
         said = self.servers.hear(self.traces)
-        heard = [self._hear(numbers, n < _PARTS_HELD) for n, numbers in enumerate(later)]
+        if later:
+            for other in each(self._hear_share)[1:]:
+                self.anomalies += other.anomalies
+                self.servers.learn({id(self.hosts.of(ip)): loudest for ip, loudest in other.loudest.items()})
         self._compare_clocks()
         self.servers.settle(said)
         roles.assign(self.traces, self.scene)
@@ -348,10 +415,13 @@ class _Telling:
         self.asked.update(row.session_id for row in self.anomalies if row.session_id is not None)
         client_roles: dict[str, str] = {}
         first = self._part(self.traces, server_roles)
+        self.server_roles = server_roles
         if not later:
-            client_roles.update(self._client_roles(server_roles))
+            client_roles.update(self.client_roles(server_roles))
         return Told(
-            parts=chain([first], self._later(later, heard, server_roles, client_roles)) if later else [first],
+            first=first,
+            later=later,
+            telling=self,
             hosts=Rows(lambda: iter(self.hosts.rows())),
             anomalies=self.anomalies,
             lookups=self.lookups,
@@ -362,22 +432,57 @@ class _Telling:
             evidence=self.scene.counted,
         )
 
-    def _later(
-        self, later: list[Any], heard: list[_Heard | None], server_roles: dict[str, str], client_roles: dict[str, str]
-    ) -> Iterator[Part]:
-        """The parts after the first."""
-        for n, numbers in enumerate(later):
-            part, heard[n] = heard[n], None
+    def _hear_share(self, share: Share, _: Any) -> _Said | None:
+        """A share of the later parts as far as all have to be heard before one is told."""
+        number, of = share
+        if number:
+            self._begin_anew()
+        for n in range(number, len(self._parts), of):
+            self._heard[n] = self._hear(self._parts[n], number == 0 and n < _PARTS_HELD * of)
+        if not number:
+            return None
+        return _Said(
+            self.anomalies, {m.ips[0]: self.servers.loudest(m) for m in self.hosts.machines() if self.servers.loudest(m)[0]}
+        )
+
+    def _begin_anew(self) -> None:
+        """Keep what is found from here on apart from what is known already: this is not the first process."""
+        self.anomalies, self.session_traces = [], {}
+        for machine in self.hosts.machines():
+            machine.evidence.clear()
+            machine.messages = 0
+
+    def tell(self, share: Share) -> Iterator[Part]:
+        """A share of the parts after the first."""
+        number, of = share
+        if number:
+            self._begin_anew()
+        for n in range(number, len(self._parts), of):
+            part = self._heard.pop(n, None)
             if part is None:
-                part = self._hear_again(numbers)
+                part = self._hear_again(self._parts[n])
             self.servers.settle(part.said)
             roles.assign(part.traces, self.scene)
             self.anomalies += [odd for trace in part.traces for odd in oddities.of(trace, self.scene)]
-            yield self._part(part.traces, server_roles)
+            yield self._part(part.traces, self.server_roles)
             _unravel(part.traces)
+
+    def found(self) -> Found:
+        machines = [m for m in self.hosts.machines() if m.evidence or m.messages]
+        return Found(self.anomalies, self.session_traces, [(m.ips[0], dict(m.evidence), m.messages) for m in machines])
+
+    def gather(self, found: Iterable[Found]) -> None:
+        for one in found:
+            self.anomalies += one.anomalies
+            for session_id, trace in one.session_traces.items():
+                same = self.session_traces.get(session_id, trace) == trace
+                self.session_traces[session_id] = trace if same else None
+            for ip, evidence, messages in one.evidence:
+                machine = self.hosts.of(ip)
+                machine.evidence.update(evidence)
+                machine.messages += messages
         assert self.archive is not None
         self.archive.close()
-        client_roles.update(self._client_roles(server_roles))
 
     def _part(self, traces: list[Trace], server_roles: dict[str, str]) -> Part:
         """Fates, counts and rows of messages whose roles are known."""
@@ -625,7 +730,7 @@ class _Telling:
             for machine in part.values():
                 machine.messages += 1
 
-    def _client_roles(self, server_roles: dict[str, str]) -> dict[str, str]:
+    def client_roles(self, server_roles: dict[str, str]) -> dict[str, str]:
         """The role in which an address asks DNS questions: its weightiest one in mail, else its own in DNS."""
         found: dict[str, str] = dict(server_roles)
         for machine in self.hosts.machines() if len(self.lookups) else ():

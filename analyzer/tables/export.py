@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, islice
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from analyzer.columns import Column
 from analyzer.errors import MailhopError
 from analyzer.tables.schema import OBJECTS, TABLES, Table, nearest
-from analyzer.tables.spool import Tables
+from analyzer.tables.spool import Spool, Tables
 from analyzer.tables.visible import encodable, inert, visible
 
 _PARQUET_BATCH = 20_000
@@ -33,6 +34,8 @@ _SECONDS_KEPT = 10_000
 Row = Sequence[Any]
 Cell = Callable[[Any], str]
 Formatter = Callable[[Iterable[Row]], list[str]]
+Task = tuple[int, Callable[[], None]]
+"""How much work it is, compared with others, and what to do."""
 
 
 # values as text
@@ -231,18 +234,24 @@ def _write_lines(path: Path, header: str, lines: Formatter, blocks: Iterable[lis
             file.write("".join(lines(block)).encode())
 
 
-def _write_jsonl(tables: Tables, place: _Place) -> None:
+def _by_table(write: Callable[[Table, Path, Spool], None], suffix: str, tables: Tables, place: _Place) -> list[Task]:
+    """A task for each table's file."""
+    tasks: list[Task] = []
     for table in TABLES.values():
-        _write_lines(place.file(f"{table.name}.jsonl"), "", json_lines(table), tables.rows(table.name).blocks())
+        rows = tables.rows(table.name)
+        tasks.append((len(rows) * len(table.columns), partial(write, table, place.file(f"{table.name}.{suffix}"), rows)))
+    return tasks
 
 
-def _write_csv(tables: Tables, place: _Place) -> None:
-    for table in TABLES.values():
-        header = ",".join(column.name for column in table.columns) + "\n"
-        _write_lines(place.file(f"{table.name}.csv"), header, csv_lines(table), tables.rows(table.name).blocks())
+def _write_jsonl(table: Table, path: Path, rows: Spool) -> None:
+    _write_lines(path, "", json_lines(table), rows.blocks())
 
 
-def _write_parquet(tables: Tables, place: _Place) -> None:
+def _write_csv(table: Table, path: Path, rows: Spool) -> None:
+    _write_lines(path, ",".join(column.name for column in table.columns) + "\n", csv_lines(table), rows.blocks())
+
+
+def _write_parquet(table: Table, path: Path, rows: Spool) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -263,14 +272,13 @@ def _write_parquet(tables: Tables, place: _Place) -> None:
         members = OBJECTS.get((table.name, column.name))
         return pa.list_(pa.struct([(name, simple[kind]) for name, kind in members.items()]) if members else pa.string())
 
-    for table in TABLES.values():
-        fields = [pa.field(c.name, arrow_type(table, c), metadata={"meaning": c.meaning}) for c in table.columns]
-        schema = pa.schema(fields, metadata={"table": table.name, "meaning": table.meaning})
-        with pq.ParquetWriter(place.file(f"{table.name}.parquet"), schema, compression="zstd") as writer:
-            for batch in _batches(tables.rows(table.name).blocks(), _PARQUET_BATCH):
-                values: Iterable[Row] = zip(*map(_encodable_row, batch), strict=True)
-                arrays = [pa.array(list(cells), field.type) for cells, field in zip(values, fields, strict=True)]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
+    fields = [pa.field(c.name, arrow_type(table, c), metadata={"meaning": c.meaning}) for c in table.columns]
+    schema = pa.schema(fields, metadata={"table": table.name, "meaning": table.meaning})
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for batch in _batches(rows.blocks(), _PARQUET_BATCH):
+            values: Iterable[Row] = zip(*map(_encodable_row, batch), strict=True)
+            arrays = [pa.array(list(cells), field.type) for cells, field in zip(values, fields, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 _SQLITE_TYPES = {"int": "INTEGER", "bool": "INTEGER", "seconds": "REAL", "float": "REAL"}
@@ -278,11 +286,10 @@ _SQLITE_CELLS: dict[str, Cell] = {"time": iso, "text": encodable, "list": _json_
 _SQLITE_INDEXED = ("trace_id", "session_id")
 
 
-def _write_sqlite(tables: Tables, place: _Place) -> None:
+def _write_sqlite(tables: Tables, path: Path) -> None:
     """Times are ISO 8601 text, which SQLite's date functions read; lists are JSON text for json_each()."""
     import sqlite3
 
-    path = place.file("mailhop.sqlite")
     path.unlink(missing_ok=True)
     base = sqlite3.connect(path, isolation_level=None)
     try:
@@ -313,11 +320,11 @@ def _sqlite_rows(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
         yield [value if value is None or cell is None else cell(value) for value, cell in zip(row, as_text, strict=True)]
 
 
-FORMATS: dict[str, Callable[[Tables, _Place], None]] = {
-    "jsonl": _write_jsonl,
-    "csv": _write_csv,
-    "parquet": _write_parquet,
-    "sqlite": _write_sqlite,
+FORMATS: dict[str, Callable[[Tables, _Place], list[Task]]] = {
+    "jsonl": partial(_by_table, _write_jsonl, "jsonl"),
+    "csv": partial(_by_table, _write_csv, "csv"),
+    "parquet": partial(_by_table, _write_parquet, "parquet"),
+    "sqlite": lambda tables, place: [(1 << 62, partial(_write_sqlite, tables, place.file("mailhop.sqlite")))],
 }
 """A new format costs one function and one line."""
 
@@ -331,16 +338,26 @@ def parse_formats(text: str) -> list[str]:
     return list(dict.fromkeys(names)) or ["jsonl"]
 
 
-def export(tables: Tables, directory: str | os.PathLike[str], formats: Iterable[str] = ("jsonl",)) -> None:
+def _one_by_one(tasks: Sequence[Task]) -> None:
+    for _, task in tasks:
+        task()
+
+
+def export(
+    tables: Tables,
+    directory: str | os.PathLike[str],
+    formats: Iterable[str] = ("jsonl",),
+    run: Callable[[Sequence[Task]], None] = _one_by_one,
+) -> None:
     """Write every table to a directory, one file per table and format (`sqlite`: one file).
 
+    `run`: does the tasks, each of which writes a file; several processes may.
     Raises MailhopError when a library is missing or the directory cannot be written; then nothing is left behind.
     """
     place = _Place(Path(directory))
     try:
         with place:
-            for name in formats:
-                FORMATS[name](tables, place)
+            run([task for name in formats for task in FORMATS[name](tables, place)])
     except OSError as error:
         what = f"cannot write tables to {visible(str(directory))}: {error.strerror or error}"
         raise MailhopError(what, "choose another directory with -o DIR") from None

@@ -17,6 +17,7 @@ from operator import eq, itemgetter
 from typing import IO, Any
 
 from analyzer.limits import Limits
+from analyzer.scratch import read_at, scratch
 from analyzer.tables.schema import TABLES, Table, describe
 from analyzer.wire.anomalies import Anomaly
 
@@ -160,30 +161,49 @@ def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
     return packer
 
 
+def _read_blocks(file: IO[bytes], place: int, sizes: list[int]) -> Blocks:
+    for size in sizes:
+        yield marshal.loads(read_at(file, size, place))
+        place += size
+
+
 class _Run:
     """Sorted rows in a temporary file."""
 
     def __init__(self, blocks: Iterable[list[Any]], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
         self.level = level
-        from tempfile import TemporaryFile
-
-        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._file = scratch()
         self._sizes: list[int] = []
         for rows in blocks:
             for i in range(0, len(rows), _BLOCK):
                 self._sizes.append(self._file.write(marshal.dumps(pack(rows[i : i + _BLOCK]))))
+        self._file.flush()
 
     def blocks(self) -> Blocks:
         """The rows, as tuples."""
-        place = 0
-        for size in self._sizes:
-            self._file.seek(place)
-            place += size
-            yield marshal.loads(self._file.read(size))
+        return _read_blocks(self._file, 0, self._sizes)
 
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
+
+
+class _Lent:
+    """Sorted rows that another process wrote to a file of its own."""
+
+    level = 0
+
+    def __init__(self, file: IO[bytes], place: int, sizes: list[int]) -> None:
+        self._file = file
+        self._place = place
+        self._sizes = sizes
+
+    def blocks(self) -> Blocks:
+        """The rows, as tuples."""
+        return _read_blocks(self._file, self._place, self._sizes)
+
+    def close(self) -> None:
+        """The file goes with its last reader."""
 
 
 class Spool:
@@ -196,8 +216,10 @@ class Spool:
         self._pack = _packer(table)
         self._rows: list[Any] = []
         self._sorted = True
-        self._runs: list[_Run] = []
+        self._runs: list[_Run | _Lent] = []
         self._spilled = 0
+        self.lend: Callable[[str, list[bytes], int], None] | None = None
+        """Takes sorted runs instead of a temporary file: (table, blocks, number of rows), for another process's `adopt`."""
         self.change: Callable[[Any], Any] | None = None
         """Applied to each row as it is read: what is known of a row only at the end (must keep the order)."""
 
@@ -245,11 +267,31 @@ class Spool:
             self._order.sort(self._rows)
             self._sorted = True
 
+    def spill(self) -> None:
+        """Have the rows leave memory."""
+        if self._rows:
+            self._spill()
+
     def _spill(self) -> None:
         self._sort()
-        self._spilled += len(self._rows)
-        self._runs.append(_Run([self._rows], 0, self._pack))
-        self._rows.clear()
+        rows = self._rows
+        if self.lend is not None:
+            parts = [marshal.dumps(self._pack(rows[i : i + _BLOCK])) for i in range(0, len(rows), _BLOCK)]
+            self.lend(self.table.name, parts, len(rows))
+            rows.clear()
+            return
+        count = len(rows)
+        run = _Run([rows], 0, self._pack)
+        rows.clear()
+        self._push(run, count)
+
+    def adopt(self, file: IO[bytes], place: int, sizes: list[int], rows: int) -> None:
+        """Take a sorted run that another process's `lend` was given: where in a file it begins, and its blocks' sizes."""
+        self._push(_Lent(file, place, sizes), rows)
+
+    def _push(self, run: _Run | _Lent, rows: int) -> None:
+        self._spilled += rows
+        self._runs.append(run)
         while len(self._runs) >= _FAN and self._runs[-_FAN].level == self._runs[-1].level:
             old = self._runs[-_FAN:]  # their files close with their last reader
             merged = self._order.merge(run.blocks() for run in old)
@@ -344,6 +386,15 @@ class Tables:
     def extend(self, table: str, rows: Iterable[Any]) -> None:
         """Add rows."""
         self._spools[table].extend(rows)
+
+    def adopt(self, table: str, file: IO[bytes], place: int, sizes: list[int], rows: int) -> None:
+        """Add rows that another process has sorted."""
+        self._spools[table].adopt(file, place, sizes, rows)
+
+    def spill(self) -> None:
+        """Have all rows leave memory."""
+        for spool in self._spools.values():
+            spool.spill()
 
     def patch(self, table: str, change: Callable[[Any], Any]) -> None:
         """Have every row of a table changed as it is read (the order must not change)."""

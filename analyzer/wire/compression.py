@@ -86,7 +86,7 @@ class FileSource(Source):
 
     def __init__(self, file: Any, live: bool) -> None:
         super().__init__()
-        self._readinto: Callable[[memoryview], int | None] = _reader(file)
+        self._readinto: Callable[[memoryview], int | None] = reader(file)
         self._file = file
         self._live = live
         self._consumed = 0
@@ -124,7 +124,7 @@ class FileSource(Source):
             return False
 
 
-def _reader(file: Any) -> Callable[[memoryview], int | None]:
+def reader(file: Any) -> Callable[[memoryview], int | None]:
     """A `readinto` that returns what is at hand, whatever kind of binary file it is."""
     for name in ("readinto1", "readinto"):
         method = getattr(file, name, None)

@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -47,11 +47,18 @@ def read(
     permission, empty, not a capture.  Damage further on is told in `info.damage` instead.
     """
     name = name or info.name
-    file, close = _open(path, name)
-    try:
+    with opened(path, name) as file:
         live, size = _nature(file)
         raw = FileSource(file, live)
         yield from _frames(raw, limits, info, name, lambda: progress(raw.consumed, size) if progress else None)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str] | BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """The file to read; closed afterwards if it was opened here."""
+    file, close = _open(path, name)
+    try:
+        yield file
     finally:
         if close:
             file.close()

@@ -52,6 +52,9 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
+_MIX = [np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)]
+
+
 class Ends:
     """Columns of flow ends, a the lower (address, port): what a flow's key is made of."""
 
@@ -143,6 +146,15 @@ class Flows:
         key *= s[4]
         key ^= key >> np.uint64(32)
         return key
+
+    def belongs(self, slots: Any, share: tuple[int, int]) -> NDArray[np.bool_]:
+        """Which slots are of a share (number, how many): the same in every process, whatever its secret."""
+        mixed: U64 = (self.a_lo[slots] ^ self.a_hi[slots]) * _MIX[0] + (self.b_lo[slots] ^ self.b_hi[slots]) * _MIX[1]
+        mixed += self.ports[slots].astype(np.uint64) * _MIX[2]
+        mixed ^= mixed >> np.uint64(31)
+        mixed *= _MIX[0]
+        mine: NDArray[np.bool_] = (mixed >> np.uint64(40)) % np.uint64(share[1]) == share[0]
+        return mine
 
     def ends(self, slots: Any) -> Ends:
         """Ends of some slots."""

@@ -7,7 +7,7 @@ so that the result does not depend on them.
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,8 @@ from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Deli
 Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
 """(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
 
+Counted = tuple[list[tuple[int, Attempt]], dict[tuple[str, str], tuple[int, tuple[int, int]]]]
+"""Attempts to be listed, and counts of all by source and kind."""
 _Kinds = tuple[int, int, int, int]
 _KINDS = ("vlan0", "vlan1", "ttl0", "ttl1")
 """VLAN of both directions' first packets, TTL of their first payloads."""
@@ -52,7 +54,9 @@ class Streams:
         recognise: Recognise,
         mail_ports: frozenset[int],
         identify: Callable[[Connection], str] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        """`share`: of so many instances fed alike this one follows the connections of its number; all number all of them."""
         self.anomalies: list[Anomaly] = []
         self.attempts: list[Attempt] = []
         self._limits = limits
@@ -61,6 +65,10 @@ class Streams:
         self._mail_table = np.zeros(65536, np.bool_)
         self._mail_table[list(mail_ports)] = True
         self._identify = identify
+        self._share = share
+        self._marks = 0
+        self._listed_here: list[tuple[int, Attempt]] = []
+        """Attempts with the number of the mark they were found before, while other instances may have earlier ones."""
         self._flows = Flows()
         self._deliveries: list[Delivery] = []
         self._lingering: dict[int, Flow] = {}
@@ -109,8 +117,8 @@ class Streams:
         deliveries, self._deliveries = self._deliveries, []
         return deliveries
 
-    def finish(self) -> list[Delivery]:
-        """The capture is over."""
+    def finish(self, shares: Iterable[Counted] = ()) -> list[Delivery]:
+        """The capture is over; `shares`: what the instances with the other shares have counted."""
         for flow in list(self._flows.live.values()):
             idle = self._now - flow.ts_last > self._limits.connection_idle
             self._close(flow, "timeout" if idle else "capture_end")
@@ -118,12 +126,28 @@ class Streams:
         flows = self._flows
         self._forget_half(np.flatnonzero(flows.state[: flows.count] == HALF))
         self._list_attempts()
+        if self._share[0] == 0:
+            self._tell_attempts(shares)
+        deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+    def counted(self) -> Counted:
+        """What `finish` of the first instance needs of this one, when this one has finished."""
+        return self._listed_here, self._tally
+
+    def _tell_attempts(self, shares: Iterable[Counted]) -> None:
+        for listed, tally in shares:
+            self._listed_here += listed
+            for kind, (count, first) in tally.items():
+                known, before = self._tally.get(kind, (0, first))
+                self._tally[kind] = (known + count, min(before, first))
+        self._listed_here.sort(key=lambda item: (item[0], item[1].ts, item[1].source, item[1].frame))
+        self.attempts += [attempt for _, attempt in self._listed_here[: self._limits.attempts]]
+        self._listed_here = []
         for (source, name), (count, (ts, frame)) in sorted(self._tally.items()):
             slug, what = _FOLDED[name]
             self.anomalies.append(Anomaly(ts, source, None, None, slug, f"{count} {what}", frame))
         self._tally.clear()
-        deliveries, self._deliveries = self._deliveries, []
-        return deliveries
 
     # -- columns
 
@@ -185,6 +209,12 @@ class Streams:
             batch = of(stay)
             events += self._more_numbers(batch)
         self._number(p.source, events)
+        if self._share[1] > 1:
+            others = ~flows.belongs(slots, self._share)
+            flows.ts_last[slots[others]] = np.maximum(latest, last)[others]
+            stay &= ~others
+            if stay.any():
+                batch = of(stay)
         for g in np.flatnonzero(shared).tolist():
             self._apart.append((int(slots[g]), rows[order[group == g]].tolist()))
         if home >= 0 or shared.any():
@@ -392,7 +422,10 @@ class Streams:
         """Tell the attempts found since the last mark, the earliest first, as many as are to be listed."""
         self._found.sort(key=lambda attempt: (attempt.ts, attempt.source, attempt.frame))
         room = max(self._limits.attempts - self._listed, 0)
-        self.attempts += self._found[:room]
+        if self._share[1] > 1:
+            self._listed_here += [(self._marks, attempt) for attempt in self._found[:room]]
+        else:
+            self.attempts += self._found[:room]
         self._listed += len(self._found[:room])
         self._found = []
 
@@ -774,6 +807,7 @@ class Streams:
 
     def _checkpoint(self, ts: int) -> None:
         """Look at the global bounds; `ts` is that of the row at which the mark was passed."""
+        self._marks += 1
         self._sweep(min(ts, self._mark))  # one wrong time alone ends nothing
         self._mark = ts
         limits, flows = self._limits, self._flows
