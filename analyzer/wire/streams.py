@@ -801,7 +801,7 @@ class Streams:
             ports, a_hi, a_lo, b_hi, b_lo = (int(column[slot]) for column in columns)
         else:
             _, _, ports, a_hi, a_lo, b_hi, b_lo = known
-        return (_ip_text(a_hi, a_lo), ports >> 16), (_ip_text(b_hi, b_lo), ports & 0xFFFF)
+        return (ip_text(a_hi, a_lo), ports >> 16), (ip_text(b_hi, b_lo), ports & 0xFFFF)
 
     # -- bounds
 
@@ -949,7 +949,7 @@ def _heads(chunks: list[Chunk]) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=65536)
-def _ip_text(hi: int, lo: int) -> str:
+def ip_text(hi: int, lo: int) -> str:
     """An address in text (RFC 5952)."""
     if hi == 0 and lo >> 32 == V4_PREFIX >> 32:
         return f"{lo >> 24 & 255}.{lo >> 16 & 255}.{lo >> 8 & 255}.{lo & 255}"

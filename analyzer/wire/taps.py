@@ -2,7 +2,8 @@
 
 Rules
 1. Files of which one begins after another has ended are one tap's (a rotated capture), unless it shows handshakes that the
-   other has shown already: then their clocks are apart.  Files that overlap are of several taps.
+   other has shown already, or one of a connection that the other has shown to its end: then their clocks are apart.  Files that
+   overlap are of several taps.
 2. A connection is the same in two taps when its ends and its sequence numbers are; a lookup, when ends, identifier and question
    are.  It is told once: from the tap that was read first, unless another shows more of it.
 3. The offset of two clocks is the median over everything both show.  A handshake and an exchange each pass a tap in both
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analyzer.limits import Limits
+from analyzer.wire.streams import ip_text
 from analyzer.wire.types import Connection, Frames, Packets
 
 _SECOND = 1_000_000_000
@@ -109,9 +111,11 @@ class Taps:
         if found is None:
             over = [(end, tap) for tap, end in enumerate(self._ends) if end <= ts + _SLACK]
             if over:
-                opened = _handshakes(first())
+                packets = first()
+                opened = _handshakes(packets)
                 known = [sum(mark in begun for mark in opened) for begun in self._begun]
                 over = [(end, tap) for end, tap in over if known[tap] < 2 or known[tap] * _SHARE < len(opened)]
+                over = [(end, tap) for end, tap in over if not known[tap] or not self._reopens(packets, tap)]
             found = max(over)[1] if over else len(self._ends)
             if not over:
                 self._ends.append(ts)
@@ -120,6 +124,17 @@ class Taps:
             self._tap_of[source] = found
         self._ends[found] = max(self._ends[found], ts)
         return found
+
+    def _reopens(self, packets: Packets, tap: int) -> bool:
+        """Whether packets open a connection that a tap has shown to its end."""
+        for row in np.flatnonzero((packets.protocol == 6) & (packets.flags & 18 == 2)).tolist():
+            orig = ip_text(int(packets.src_hi[row]), int(packets.src_lo[row])), int(packets.src_port[row])
+            resp = ip_text(int(packets.dst_hi[row]), int(packets.dst_lo[row])), int(packets.dst_port[row])
+            first = (int(packets.seq[row]) + 1) % (1 << 32)
+            for shown in self._shown.get(_key(orig, resp), ()):
+                if shown.tap == tap and shown.connection.orig_seq == first and _whole(shown.connection):
+                    return True
+        return False
 
     def saw(self, source: str, packets: Packets) -> None:
         """A batch of a file has been read."""
@@ -134,8 +149,7 @@ class Taps:
         if (conn.source, conn.tcp_stream) in self._skip:
             return False
         tap = self._tap_of[conn.source]
-        ends = sorted([(conn.orig_ip, conn.orig_port), (conn.resp_ip, conn.resp_port)])
-        key = (*ends[0], *ends[1])
+        key = _key((conn.orig_ip, conn.orig_port), (conn.resp_ip, conn.resp_port))
         shown = self._shown.setdefault(key, []) if len(self._shown) < self._limits.connections else self._shown.get(key, [])
         self.full |= key not in self._shown
         new = True
@@ -204,6 +218,11 @@ class Taps:
                         growing = True
                         break
         return {source: tied[tap] for source, tap in self._tap_of.items()}
+
+
+def _key(one: tuple[str, int], other: tuple[str, int]) -> tuple[str, int, str, int]:
+    """A connection's ends in an order that every tap agrees on."""
+    return (*one, *other) if one <= other else (*other, *one)
 
 
 def _clock(samples: list[tuple[int, int]], base: Clock, source: str) -> Clock:
