@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 from analyzer import shards
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
+from analyzer.mail.clocks import Clocks
 from analyzer.mail.story import BY_MESSAGE, Found, Part, Share, Story, Told
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
@@ -25,7 +26,7 @@ from analyzer.wire import files
 from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.packets import Decoder
 from analyzer.wire.streams import Counted, Streams
-from analyzer.wire.taps import Taps
+from analyzer.wire.taps import Clock, Taps
 from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
@@ -164,6 +165,7 @@ class Pipeline:
         assert isinstance(story, Story)
         tables.patch("sessions", self.offers.row)
         asked = {row.session_id for row in tables.rows("anomalies") if row.session_id is not None}
+        story.clocks = Clocks({source: clock.true for source, clock in self._odd_clocks().items()})
         told = story.finish(asked, self._each)
         self._write(told.first, tables)
         if told.later:
@@ -198,6 +200,11 @@ class Pipeline:
         assert isinstance(self.story, Story)
         while crew.handed:
             self.story.absorb(*crew.handed.pop())
+
+    def _odd_clocks(self) -> dict[str, Clock]:
+        """Clocks of sources that are off, as far as has been seen and not taken off already."""
+        measured = self.taps.measured() if self.taps is not None else {}
+        return {source: clock for source, clock in measured.items() if clock.odd}
 
     def _recognise(self, conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
         protocol, client_is_orig, sure = recognise(conn, orig, resp, closing)

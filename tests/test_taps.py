@@ -1,5 +1,6 @@
 """Captures of several points of one network, analyzed together."""
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,19 @@ def named(result: Result, name: str) -> list[str]:
     return [row.detail for row in result.tables.rows("anomalies") if row.name == name]
 
 
+def served(result: Result) -> list[tuple[str, ...]]:
+    """What each lookup was for: the ends of the hop that it served."""
+    hops = {(h.trace_id, h.hop): (h.client_ip, h.client_port, h.server_ip, h.message_index) for h in result.tables.rows("hops")}
+    rows = result.tables.rows("dns")
+    return sorted(tuple(map(str, (r.client_ip, r.client_port, r.qname, hops.get((r.trace_id, r.hop))))) for r in rows)
+
+
+def parents(result: Result) -> list[tuple[str, ...]]:
+    """Hops by their ends, each with the hop that brought the message."""
+    name = {(h.trace_id, h.hop): str((h.client_ip, h.client_port, h.server_ip, h.kind)) for h in result.tables.rows("hops")}
+    return sorted((name[h.trace_id, h.hop], name.get((h.trace_id, h.parent_hop), "")) for h in result.tables.rows("hops"))
+
+
 def starts(result: Result) -> list[int]:
     return [row.ts_start for row in result.tables.rows("hops") if row.basis == "observed"]
 
@@ -72,12 +86,49 @@ def test_a_clock_that_is_off_is_told_and_taken_off_only_when_asked(tmp_path: Pat
     assert f"{sign * ahead / 1e9:+.4f}"[:-1] in said and other in said and "left as they are" in said
     (done,) = named(aligned, "clock_offset")
     assert "taken off" in done and any(off in line for line in aligned.clocks)
-    assert counts(aligned) == counts(true)
-    told = ("sessions", "commands", "dns", "messages")
-    assert [counts(left)[name] for name in told] == [counts(true)[name] for name in told]
+    assert counts(aligned) == counts(left) == counts(true)
+    assert served(aligned) == served(left) == served(true)
+    assert parents(aligned) == parents(left) == parents(true)
     assert starts(left) != starts(true)
+    shown = {h.sha256: h.ts_start for h in true.tables.rows("hops") if h.server_ip == STORE and h.kind == "deliver"}
+    assert shown
+    late = {h.sha256: h.ts_start for h in left.tables.rows("hops") if h.server_ip == STORE and h.kind == "deliver"}
+    assert late == {key: ts + ahead for key, ts in shown.items()}  # only the late tap shows these
     base = 0 if ahead > 0 else ahead
     assert all(abs(a - b - base) < 1000 for a, b in zip(starts(aligned), starts(true), strict=True))
+
+
+def test_a_clock_that_drifts_is_told_and_taken_off_only_when_asked(tmp_path: Path) -> None:
+    true = run([tap(tmp_path / "lab.pcap")])
+    begun = min(starts(true))
+    taps = [tmp_path / "lab.pcap", tap(tmp_path / "fast.pcap", MSA, MX, clock=lambda ts: ts + 50_000_000 + (ts - begun) // 400)]
+    left, aligned = run(taps), run(taps, align=True)
+    (said,) = named(left, "clock_offset")
+    found = re.search(r"drifting by ([+-][\d.]+) ppm", said)
+    assert found is not None and abs(float(found[1]) - 2500) < 50
+    assert starts(left) == starts(true)
+    assert all(abs(a - b) < 100_000 for a, b in zip(starts(aligned), starts(true), strict=True))
+    only_fast = run([taps[1]])
+    assert any(a != b for a, b in zip(starts(only_fast), starts(true), strict=False))
+
+
+@pytest.mark.parametrize("ahead", [60 * SECOND, -60 * SECOND])
+def test_a_file_that_shows_a_connection_again_is_another_taps_whenever_it_begins(tmp_path: Path, ahead: int) -> None:
+    true = run([tap(tmp_path / "lab.pcap")])
+    reader = tap(tmp_path / "reader.pcap", "10.2.0.71")  # few of the lab's connections
+    both = run([reader, tap(tmp_path / "late.pcap", clock=lambda ts: ts + ahead)])
+    assert counts(both) == counts(true)
+    assert named(both, "clock_offset")
+
+
+def test_a_third_tap_tells_that_two_clocks_are_apart(tmp_path: Path) -> None:
+    true = run([tap(tmp_path / "mx.pcap", MX), tap(tmp_path / "reader.pcap", "10.2.0.71"), tap(tmp_path / "msa.pcap", MSA)])
+    late = tap(tmp_path / "late.pcap", MSA, clock=lambda ts: ts + 30 * SECOND)  # begins when both others are over
+    left = run([tmp_path / "mx.pcap", tmp_path / "reader.pcap", late])
+    assert counts(left) == counts(true)
+    assert served(left) == served(true)
+    (said,) = named(left, "clock_offset")
+    assert re.search(r"[+-](30\.00|29\.99)", said)
 
 
 def test_the_tap_that_shows_more_is_believed(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class Judge:
                 named = s.trail.field.recipient if s.trail is not None else None
                 address = named or (s.delivered_to[0] if s.delivered_to else None)
                 if address:
-                    return [_row(self.trace, address, Outcome("delivered", 0, s.ts, leg))]
+                    return [_row(self.trace, address, Outcome("delivered", 0, s.seen, leg))]
         return []
 
     def _follow(self, low: str, tries: Sequence[Leg], depth: int) -> Outcome:
@@ -206,7 +206,7 @@ class Judge:
         s = leg.sighting
         assert s is not None
         for lost in self.trace.lost or ():
-            if lost.session is not None and lost.client is leg.server and lost.ts >= s.ts and lacks_for(lost.session, s):
+            if lost.session is not None and lost.client is leg.server and lost.at >= s.ts and lacks_for(lost.session, s):
                 return True
         return False
 
@@ -215,7 +215,7 @@ class Judge:
         domain, lookups = domain_of(low), self.scene.lookups
         if domain is None or leg.server is None:
             return False
-        rows = [row for row in lookups.asked_by(leg.server).get(domain, ()) if lookups.ts[row] >= leg.end - _EARLY]
+        rows = [row for row in lookups.asked_by(leg.server).get(domain, ()) if lookups.at[row] >= leg.end - _EARLY]
         return bool(rows) and all(lookups.failed(row) for row in rows)
 
     def _final(self, low: str, leg: Leg) -> bool:
@@ -276,7 +276,7 @@ def _refused(leg: Leg, r: Recipient, tries: int) -> Outcome:
     words = (r.code, r.enhanced_code, r.reply_text) if r.outcome == outcome or r.code else (s.code, s.enhanced_code, s.reply_text)
     if r.outcome == "accepted":
         words = (s.code, s.enhanced_code, s.reply_text)
-    return Outcome(outcome, tries, s.ts_end or s.ts, leg, *words)
+    return Outcome(outcome, tries, s.ts_end or s.seen, leg, *words)
 
 
 def _worst(fates: list[Outcome]) -> Outcome:
@@ -357,7 +357,7 @@ def _relate(
         if any(s.answers for s in sightings):
             trace.relation = "autoreply"
     if parent is not None:
-        _reports_about(parent, trace, report, began)
+        _reports_about(parent, trace, report, sightings[0].seen)
     return parent
 
 
@@ -401,7 +401,7 @@ def _relate_by_recipients(alone: list[Trace], traces: list[Trace]) -> None:
         about = found.get(id(trace), {})
         if len(about) == 1:
             s = next(s for s in trace.observed() if s.report is not None)
-            _reports_about(next(iter(about.values())), trace, s.report, s.ts)
+            _reports_about(next(iter(about.values())), trace, s.report, s.seen)
 
 
 def _can_report(trace: Trace, other: Trace, leg: Leg) -> bool:

@@ -47,6 +47,7 @@ class Leg:
         "server_ip",
         "server_role",
         "session",
+        "shift",
         "sighting",
         "trace",
         "trail",
@@ -63,7 +64,9 @@ class Leg:
         """The session it crossed; of a matched hop the opaque one."""
         self.index = sighting.index if sighting else 1
         self.ts = sighting.ts if sighting else 0
-        """Where it stands in time."""
+        """Where it stands in time, on the captures' common clock."""
+        self.shift = sighting.shift if sighting else 0
+        """What its capture's clock is ahead of that."""
         self.number = 0
         self.parent: Leg | None = None
         self.children: list[Leg] | None = None
@@ -97,17 +100,29 @@ class Leg:
 
     @property
     def end(self) -> int:
-        """When it was over, as far as known."""
+        """When it was over, as far as known; on the captures' common clock."""
+        return self.seen_end - self.shift
+
+    @property
+    def seen_end(self) -> int:
+        """The same as its capture has it."""
         s = self.sighting
         if s is None:
-            return self.ts
-        return next((t for t in (s.ts_end, s.ts_eom, s.ts_data) if t is not None), s.ts)
+            return self.seen
+        return next((t for t in (s.ts_end, s.ts_eom, s.ts_data) if t is not None), s.seen)
+
+    @property
+    def seen(self) -> int:
+        """`ts` as its capture has it."""
+        return self.ts + self.shift
 
 
 class Lost(NamedTuple):
     """A connection that was made for a message and carried no transaction."""
 
     ts: int
+    at: int
+    """When, on the captures' common clock."""
     client: Machine
     source: str
     client_ip: str
@@ -230,7 +245,7 @@ class Builder:
         host = leg.client if leg.carried else leg.server
         if s.kind == "append":
             host = None
-        before = s.ts
+        before = s.seen
         after, level = leg, 0
         trail = s.trail
         while trail is not None:
@@ -247,9 +262,8 @@ class Builder:
             self._cover[trail] = cover
             if cover is not None:
                 host = cover.client
-                before = min(
-                    before, cover.ts if cover.sighting is not None else cover.ts + _SECOND
-                )  # a trace field's time is whole seconds
+                begun = cover.seen if cover.sighting is not None else cover.seen + _SECOND
+                before = min(before, begun)  # a trace field's time is whole seconds
                 after = cover
                 level = level if cover.sighting is None else 0
             trail = trail.below

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from analyzer.limits import Limits
 from analyzer.mail.book import Book, fold, reverse
+from analyzer.mail.clocks import Clocks
 from analyzer.mail.hops import Leg
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.received import canonical_ip
@@ -58,7 +59,7 @@ Word = TypeVar("Word")
 
 
 class Use(NamedTuple):
-    """One connection as a user of lookups."""
+    """One connection as a user of lookups; times are on the captures' common clock."""
 
     syn: int
     """When it was opened: its SYN, or its first frame."""
@@ -104,6 +105,10 @@ class Lookups:
         self.ts = array("q")
         self.ts_reply = array("q")
         """-1: no answer."""
+        self.at = self.ts
+        """Times of questions on the captures' common clock, and of answers: all that is reasoned by."""
+        self._at_reply = self.ts_reply
+        self.clocks = Clocks()
         self.frame = array("q")
         self._reply_frame = array("q")
         self._id = array("i")
@@ -215,6 +220,17 @@ class Lookups:
             facts[4] = min(facts[4], first)
             facts[5] = max(facts[5], last)
 
+    def align(self, clocks: Clocks) -> None:
+        """All rows are in: put their times on one clock."""
+        self.flush()
+        self.clocks = clocks
+        if clocks:
+            sources = [self._source_words[origin] for origin in self._origin]
+            self.at, self._at_reply = (
+                array("q", (ts if ts < 0 else clocks.true(source, ts) for source, ts in zip(sources, column, strict=True)))
+                for column in (self.ts, self.ts_reply)
+            )
+
     def qname(self, row: int) -> str:
         """Name asked for, absolute."""
         return self._words[self._name[row]]
@@ -253,8 +269,8 @@ class Lookups:
         return self._result[row]
 
     def when(self, row: int) -> tuple[int, str, int, int]:
-        """When it was answered, and something for every tie."""
-        return (max(self.ts_reply[row], self.ts[row]), self.source(row), self.frame[row], self._id[row])
+        """When it was answered (common clock), and something for every tie."""
+        return (max(self._at_reply[row], self.at[row]), self.source(row), self.frame[row], self._id[row])
 
     def rows_by_name(self) -> dict[str, list[int]]:
         """Rows that tell something, by folded name; made for whoever asks, for it is large."""
@@ -300,14 +316,14 @@ class Lookups:
         folded = [fold(word) for word in self._words]
         for row, client in enumerate(self._client):
             machine = wanted.get(client)
-            if machine is not None and kinds[self._kind[row]] and self.ts[row] >= 0:
+            if machine is not None and kinds[self._kind[row]] and self.at[row] >= 0:
                 self._rows_of.setdefault(id(machine), {}).setdefault(folded[self._name[row]], []).append(row)
         for names in self._rows_of.values():
             for rows in names.values():
                 rows.sort(key=self._when)
 
     def _when(self, row: int) -> tuple[int, int, int, int]:
-        return (self.ts[row], self._origin[row], self.frame[row], self._id[row])
+        return (self.at[row], self._origin[row], self.frame[row], self._id[row])
 
     def purpose(self, row: int) -> str:
         """What the name and type say it is for."""
@@ -369,13 +385,13 @@ class Lookups:
                     if queue is None:
                         rows = [row for row in names[name] if self._kind[row] == kind and row not in taken]
                         queue = queues[name, kind] = Queue(rows)
-                    row = queue.last(self.ts, use.syn + _MS, max(use.floor, use.syn - within))
+                    row = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - within))
                     if row is not None:
                         taken[row] = use.leg
                         served.add((n, name, kind))
 
     def _kinds_near(self, rows: list[int], ts: int) -> list[int]:
-        at = bisect_right(rows, ts + _MS, key=self.ts.__getitem__)
+        at = bisect_right(rows, ts + _MS, key=self.at.__getitem__)
         return sorted({self._kind[row] for row in rows[max(at - _ACTIVE, 0) : at]})
 
     def _leftovers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
@@ -385,9 +401,9 @@ class Lookups:
                 continue
             for name in self._targets(use, names):
                 rows = names[name]
-                at = bisect_right(rows, use.syn + _MS, key=self.ts.__getitem__)
+                at = bisect_right(rows, use.syn + _MS, key=self.at.__getitem__)
                 for row in rows[max(at - _ACTIVE, 0) : at]:
-                    soon = self.ts[row] >= max(use.floor, use.syn - (_LATE if use.floor > 0 else _SOON))
+                    soon = self.at[row] >= max(use.floor, use.syn - (_LATE if use.floor > 0 else _SOON))
                     if soon and row not in taken and self.purpose(row) in _OUTWARD:
                         taken[row] = use.leg
 
@@ -400,7 +416,7 @@ class Lookups:
         codes = {code for word, code in self._names.items() if fold(word) in wanted}
         queues: dict[tuple[int, str, int], list[int]] = {}
         for row, code in enumerate(self._name):
-            if code in codes and row not in taken and self._client[row] not in self._taking_in and self.ts[row] >= 0:
+            if code in codes and row not in taken and self._client[row] not in self._taking_in and self.at[row] >= 0:
                 _, purpose, _, recursive = self._kind_words[self._kind[row]]
                 if recursive and purpose == "address":
                     key = (self._client[row], fold(self._words[code]), self._kind[row])
@@ -412,7 +428,7 @@ class Lookups:
             names = set(self.owners_of(use.server_ip))
             for key, queue in sorted_.items():
                 if key[0] in near and key[1] in names:
-                    found = queue.last(self.ts, use.syn + _MS, max(use.floor, use.syn - _JUST))
+                    found = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - _JUST))
                     if found is not None:
                         taken[found] = use.leg
                         self.neighbours[found] = near[key[0]]
@@ -447,7 +463,7 @@ class Lookups:
             asked = None
             for row in self._first_after(names.get(pointer), use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
                 taken[row] = use.leg
-                asked = self.ts[row] if asked is None else min(asked, self.ts[row])
+                asked = self.at[row] if asked is None else min(asked, self.at[row])
             if asked is None:
                 continue
             called = set(self.book.pointers_of(use.client_ip))
@@ -464,9 +480,9 @@ class Lookups:
         if not rows:
             return []
         found: dict[int, int] = {}
-        at = bisect_left(rows, start, key=self.ts.__getitem__)
+        at = bisect_left(rows, start, key=self.at.__getitem__)
         for row in rows[at : at + _ACTIVE]:
-            if self.ts[row] > until:
+            if self.at[row] > until:
                 break
             if row not in taken:
                 found.setdefault(self._kind[row], row)
@@ -483,7 +499,7 @@ class Lookups:
             for row in rows:
                 if row in taken:
                     continue
-                ts = self.ts[row]
+                ts = self.at[row]
                 at = bisect_right(legs, ts, key=_leg_start)
                 for leg in reversed(legs[max(at - _ACTIVE, 0) : at]):
                     if ts > leg.end + _AFTER:
@@ -553,10 +569,10 @@ class Lookups:
         return self._result[row] in (NOTHING, FAILURE)
 
     def spans(self, rows: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """(first, last) of each lookup that was answered."""
+        """(first, last) of each lookup that was answered, on the common clock."""
         for row in rows:
-            if self.ts_reply[row] >= self.ts[row] >= 0:
-                yield self.ts[row], self.ts_reply[row]
+            if self._at_reply[row] >= self.at[row] >= 0:
+                yield self.at[row], self._at_reply[row]
 
 
 @lru_cache(4096)

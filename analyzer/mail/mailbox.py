@@ -9,6 +9,7 @@ Rules:
 
 from bisect import bisect_right
 
+from analyzer.mail.clocks import Clocks
 from analyzer.mail.hops import Leg, MailboxStep, Trace
 from analyzer.mail.hosts import Hosts
 from analyzer.mail.sightings import Sighting
@@ -25,8 +26,9 @@ _LOOK_BACK = 64
 class Mailboxes:
     """Names of messages in mailboxes, and the traces behind them."""
 
-    def __init__(self, hosts: Hosts) -> None:
+    def __init__(self, hosts: Hosts, clocks: Clocks) -> None:
         self._hosts = hosts
+        self._clocks = clocks
         self._up: dict[Name, Name] = {}
         self._trace: dict[Name, Trace] = {}
         self._numbers: dict[tuple[str, str | None, int], list[tuple[int, Trace]]] = {}
@@ -66,6 +68,10 @@ class Mailboxes:
             if found is not None:
                 told.append(MailboxStep(event, found))
         return told
+
+    def _at(self, event: MailboxEvent) -> int:
+        """When, on the captures' common clock."""
+        return self._clocks.true(event.session.source, event.ts)
 
     def _user(self, info: SessionInfo) -> Name:
         machine = id(self._hosts.of(info.server_ip))
@@ -121,7 +127,7 @@ class Mailboxes:
             return traces[0]
         machine = self._hosts.of(event.session.server_ip)
         for trace in reversed(traces[-_LOOK_BACK:]):
-            if any(leg.server is machine and leg.ts <= event.ts for leg in trace.legs):
+            if any(leg.server is machine and leg.ts <= self._at(event) for leg in trace.legs):
                 return trace
         return traces[0]
 
@@ -137,7 +143,7 @@ class Mailboxes:
         if event.number is not None:
             fetched = self._numbers.get((event.session.session_id, event.mailbox, event.number))
             if fetched:
-                at = bisect_right(fetched, event.ts, key=_first)
+                at = bisect_right(fetched, self._at(event), key=_first)
                 if event.event == "notified":
                     return fetched[at][1] if at < len(fetched) else None
                 return fetched[at - 1][1] if at else None
@@ -145,10 +151,11 @@ class Mailboxes:
 
     def _just_delivered(self, event: MailboxEvent, noticed: set[tuple[str, int]]) -> Trace | None:
         deliveries = self._delivered.get(id(self._hosts.of(event.session.server_ip)), [])
-        at = bisect_right(deliveries, event.ts + _SLACK, key=_when)
+        ts = self._at(event)
+        at = bisect_right(deliveries, ts + _SLACK, key=_when)
         user = (event.session.auth_user or "").lower()
         for end, trace, leg in reversed(deliveries[max(at - _LOOK_BACK, 0) : at]):
-            if end < event.ts - _JUST:
+            if end < ts - _JUST:
                 break
             mark = (event.session.session_id, id(leg))
             if mark not in noticed and (not user or received_by(leg, user)):

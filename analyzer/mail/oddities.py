@@ -29,7 +29,7 @@ def of(trace: Trace, scene: Scene) -> Iterator[Anomaly]:
                 said.add(name)
                 s = leg.sighting
                 assert s is not None
-                yield Anomaly(s.ts, s.session.source, s.session.session_id, trace.id, name, detail, s.first_frame)
+                yield Anomaly(s.seen, s.session.source, s.session.session_id, trace.id, name, detail, s.first_frame)
 
 
 def _submission(leg: Leg, scene: Scene) -> Iterator[tuple[str, str]]:
@@ -77,10 +77,10 @@ def _fields(leg: Leg) -> Iterator[tuple[str, str]]:
     by_user = leg.carried and leg.client_role == "mua" and unseen
     if by_user and top.by is not None and leg.client is not None and not leg.client.answers_to(top.by):
         yield "received_forged", f"{leg.client_ip} hands in its own message with a trace field that {top.by} wrote"
-    if leg.carried and top.ts is not None and top.ts - leg.end > _SKEW:
+    if leg.carried and top.ts is not None and top.ts - leg.seen_end > _SKEW:
         yield (
             "received_time_impossible",
-            f"{top.by or 'a server'} received it {(top.ts - leg.end) / 1e9:.0f} s after it was seen here",
+            f"{top.by or 'a server'} received it {(top.ts - leg.seen_end) / 1e9:.0f} s after it was seen here",
         )
     trail = s.trail
     for _ in range(_LOOK_AT):

@@ -19,6 +19,7 @@ from analyzer.mail.received import Received
 from analyzer.protocols.base import SessionInfo
 
 if TYPE_CHECKING:
+    from analyzer.mail.clocks import Clocks
     from analyzer.mail.hops import Leg
     from analyzer.mail.hosts import Hosts, Machine
 
@@ -88,7 +89,7 @@ class Untold:
 
     @property
     def before(self) -> int:
-        """Latest time at which it can have begun."""
+        """Latest time at which it can have begun, on the captures' common clock."""
         after = self.after
         exact = after.sighting is not None or after.session is not None
         return after.ts if exact else after.ts + _SECOND  # a trace field's time is whole seconds
@@ -101,7 +102,8 @@ Fit = tuple[Untold, SessionInfo, int]
 class Opaque:
     """Sessions whose inside is not visible, to be matched with Received fields."""
 
-    def __init__(self, sessions: list[SessionInfo], hosts: "Hosts") -> None:
+    def __init__(self, sessions: list[SessionInfo], hosts: "Hosts", clocks: "Clocks") -> None:
+        self._clocks = clocks
         self._by_ends: dict[tuple[int, int], list[SessionInfo]] = {}
         self._taken: dict[str, list[Untold]] = {}
         self._left: dict[str, int] = {}
@@ -147,7 +149,10 @@ class Opaque:
         for untold in wanted:
             fitting += [(untold, info, at) for info, at in self._fitting(sessions, untold)]
         usual = _usual(fitting)
-        cost = {(id(untold), info.session_id): _cost(untold, info, at, usual) for untold, info, at in fitting}
+        cost = {
+            (id(untold), info.session_id): _cost(untold, info, at, self._before(untold, info), usual)
+            for untold, info, at in fitting
+        }
         fitting.sort(key=lambda fit: cost[id(fit[0]), fit[1].session_id])  # of equals the one that was first stays first
         found: dict[int, Fit] = {}
         for fresh in (True, False):
@@ -167,33 +172,41 @@ class Opaque:
         for untold in wanted:  # a clock that is far off, and only one session that it can have been
             if id(untold) not in found and untold.field.ts is not None:
                 near = [i for i in sessions if i.session_id not in self._taken and abs(_began(i) - untold.field.ts) <= _FAR]
-                near = [i for i in near if _began(i) <= untold.before]
+                near = [i for i in near if _began(i) <= self._before(untold, i)]
                 if len(near) == 1:
                     self._take(untold, near[0], None)
 
     def _fitting(self, sessions: list[SessionInfo], untold: Untold) -> list[tuple[SessionInfo, int]]:
         """Sessions that were open at the time the server wrote, with that time; the narrowest reading that gives any."""
-        stamp, before = untold.field.ts, untold.before
+        stamp, latest = untold.field.ts, self._before
         assert stamp is not None
-        at = bisect_right(sessions, min(before, stamp + _SECOND + _CLOSE), key=_opened)
-        near = [i for i in sessions[max(at - _LOOK_BACK, 0) : at] if _began(i) <= before]
+        until = stamp + _SECOND + _CLOSE
+        at = bisect_right(sessions, until if self._clocks else min(untold.before, until), key=_opened)
+        near = [i for i in sessions[max(at - _LOOK_BACK, 0) : at] if _began(i) <= latest(untold, i)]
         for slack in (0, _FINE):
             for time in untold.times:
-                found = [i for i in near if _began(i) - slack <= time <= _ended(i) + slack and time <= before]
+                found = [i for i in near if _began(i) - slack <= time <= min(_ended(i) + slack, latest(untold, i))]
                 if found:
                     return [(i, time) for i in found]
         for apart in (0, _CLOSE):
             found = [i for i in near if _began(i) - apart <= stamp + _SECOND and stamp <= _ended(i) + apart]
             if found:
-                return [(i, _middle(i, stamp, before)) for i in found]
+                return [(i, _middle(i, stamp, latest(untold, i))) for i in found]
         return []
+
+    def _before(self, untold: Untold, info: SessionInfo) -> int:
+        """Latest time at which a hand-over can have begun, as a session's capture has it."""
+        before, source = untold.before, info.source
+        return before + before - self._clocks.true(source, before) if self._clocks else before
 
     def _take(self, untold: Untold, info: SessionInfo, at: int | None) -> None:
         leg = untold.leg
         leg.session = info
         leg.protocol = info.protocol
         leg.client_ip, leg.server_ip = info.client_ip, info.server_ip
-        leg.ts = at if at is not None else _middle(info, untold.field.ts or _began(info), untold.before)
+        seen = at if at is not None else _middle(info, untold.field.ts or _began(info), self._before(untold, info))
+        leg.ts = self._clocks.true(info.source, seen)
+        leg.shift = seen - leg.ts
         self._taken.setdefault(info.session_id, []).append(untold)
 
 
@@ -246,7 +259,7 @@ def _beside(untold: Untold, info: SessionInfo) -> int | None:
     return _sent(info) - untold.size - len(untold.field.recipient or "")
 
 
-def _cost(untold: Untold, info: SessionInfo, at: int, usual: dict[bool, int]) -> float:
+def _cost(untold: Untold, info: SessionInfo, at: int, before: int, usual: dict[bool, int]) -> float:
     """How badly a session fits: smaller is better."""
     cost = 0.0
     field = untold.field
@@ -264,7 +277,7 @@ def _cost(untold: Untold, info: SessionInfo, at: int, usual: dict[bool, int]) ->
         after, until = (at - _began(info)) / _SECOND, (_ended(info) - at) / _SECOND
         cost += min(after * after + 4 * until * until, 1.0)
     else:  # and what comes next, soon after the session
-        cost += min(abs(untold.before - _began(info)) / _SECOND / 10, 1.0)
+        cost += min(abs(before - _began(info)) / _SECOND / 10, 1.0)
     return cost
 
 

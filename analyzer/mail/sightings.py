@@ -87,6 +87,7 @@ class Sighting:
         "report_kind",
         "session",
         "sha256",
+        "shift",
         "signatures",
         "size",
         "size_stated",
@@ -108,7 +109,9 @@ class Sighting:
     kind: str
     index: int
     ts: int
-    """When it was first seen: `ts_start`, or the first time known after it."""
+    """When it was first seen: `ts_start`, or the first time known after it; on the captures' common clock."""
+    shift: int
+    """What its capture's clock is ahead of that."""
     order: int
     """Its place among all sightings, by time."""
     ts_start: int | None
@@ -170,6 +173,11 @@ class Sighting:
     """Further captures that show the same crossing."""
 
     @property
+    def seen(self) -> int:
+        """When it was first seen, as its capture has it."""
+        return self.ts + self.shift
+
+    @property
     def place(self) -> tuple[int, str, int, str, int]:
         """What sightings are sorted by: time first, and something for every tie."""
         session = self.session
@@ -206,7 +214,7 @@ class Digester:
         s.session = session
         s.kind = event.kind
         s.index = event.index
-        s.order = 0
+        s.order = s.shift = 0
         s.duplicates = 0
         s.ts_start, s.ts_data, s.ts_eom, s.ts_end = event.ts_start, event.ts_data, event.ts_eom, event.ts_end
         s.ts_rcpt_done = event.ts_rcpt_done

@@ -12,6 +12,7 @@ import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import count
 from statistics import median_low
 from typing import IO, Any, Generic, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from analyzer.limits import Limits
 from analyzer.mail import fate, oddities, roles, timeline
 from analyzer.mail.archive import Archive, Claim, Ends
 from analyzer.mail.authentication.evaluate import Judge
+from analyzer.mail.clocks import Clocks
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
 from analyzer.mail.hosts import Hosts, Machine
@@ -235,6 +237,8 @@ class Story:
         self.hosts = Hosts(limits)
         self._lookups = lookups if lookups is not None else Lookups(limits)
         self._dropped: dict[str, int] = {}
+        self.clocks = Clocks()
+        """To be known when the story is told."""
         self._feeders: dict[type, Callable[[Any], object]] = {
             MessageCarried: self._message,
             Sighting: self._sightings.append,
@@ -334,7 +338,8 @@ class _Telling:
         self.limits = story.limits
         self.hosts = story.hosts
         self.lookups = story._lookups
-        self.lookups.flush()
+        self.clocks = story.clocks
+        self.lookups.align(self.clocks)
         self.anomalies: list[Anomaly] = []
         self.sightings = story._sightings
         self.archive = story._archive
@@ -384,7 +389,7 @@ class _Telling:
         if self.hosts.machines():
             self.lookups.book.read()
         self.hosts.settle(self.lookups.book)
-        self.opaque = Opaque(self.sessions, self.hosts)
+        self.opaque = Opaque(self.sessions, self.hosts, self.clocks)
         self._parts = later = self._split()
         self.traces = self._join(self.sightings)
         self.sightings = []
@@ -574,6 +579,11 @@ class _Telling:
     def _join(self, sightings: list[Sighting]) -> list[Trace]:
         """Sightings into messages, messages into hops."""
         sightings = self._once(sorted(sightings, key=_place))
+        if self.clocks:
+            for s in sightings:
+                s.shift = s.ts - self.clocks.true(s.session.source, s.ts)
+                s.ts -= s.shift
+            sightings.sort(key=_place)
         for order, s in enumerate(sightings):
             s.order = order
         correlator = Correlator(sightings, self.hosts, self.limits)
@@ -594,7 +604,7 @@ class _Telling:
             traces.append(trace)
         for s in correlator.reused:
             detail = f"{s.message_id} was seen before with another body"
-            self._say(s.ts, s.session, "message_id_reused", detail, s.first_frame)
+            self._say(s.seen, s.session, "message_id_reused", detail, s.first_frame)
         return traces
 
     def _clock(self, leg: Leg) -> None:
@@ -603,9 +613,11 @@ class _Telling:
         if s is None or parent is None or parent.sighting is None or leg.trail is None:
             return
         stamp = leg.trail.field.ts
-        if leg.trail.below is parent.trail and stamp is not None and abs(stamp - parent.end) > _ODD_CLOCK:
-            detail = f"{leg.trail.field.by or 'a server'} wrote a time {(stamp - parent.end) / 1e9:+.0f} s from the capture's"
-            self._say(s.ts, s.session, "received_time_odd", detail, s.first_frame)
+        if leg.trail.below is parent.trail and stamp is not None and abs(stamp - parent.seen_end) > _ODD_CLOCK:
+            detail = (
+                f"{leg.trail.field.by or 'a server'} wrote a time {(stamp - parent.seen_end) / 1e9:+.0f} s from the capture's"
+            )
+            self._say(s.seen, s.session, "received_time_odd", detail, s.first_frame)
 
     def _machines(self) -> list[Machine]:
         """Machines with a part in any message."""
@@ -627,22 +639,23 @@ class _Telling:
         for info in self.idle:
             conn, port = info.connection, info.server_port
             how = f"session without a transaction, ended by {info.end or conn.end or 'the capture'}"
-            at, ends = conn.ts_syn or conn.ts, (info.client_ip, info.server_ip)
-            calls.append(_Call(at, info.source, *ends, f"to port {port}: {how}", conn.first_frame, port, conn.ts_last, info))
+            ts, ends, true = conn.ts_syn or conn.ts, (info.client_ip, info.server_ip), partial(self.clocks.true, info.source)
+            at, over, detail = true(ts), true(conn.ts_last), f"to port {port}: {how}"
+            calls.append(_Call(at, info.source, *ends, detail, conn.first_frame, port, ts, max(at, over), info))
         for a in self.attempts:
             if a.resp_port not in _MAILBOX_PORTS:
-                ends, detail = (a.orig_ip, a.resp_ip), timeline.attempt_detail(a)
-                calls.append(_Call(a.ts, a.source, *ends, detail, a.frame, a.resp_port, a.ts_end, a))
+                ends, detail, true = (a.orig_ip, a.resp_ip), timeline.attempt_detail(a), partial(self.clocks.true, a.source)
+                calls.append(_Call(true(a.ts), a.source, *ends, detail, a.frame, a.resp_port, a.ts, true(a.ts_end), a))
         if not calls:
             return []
-        index = _LegIndex(self.traces)
+        index = _LegIndex(self.traces, self.clocks)
         lost: list[Lost] = []
         for call in sorted(calls, key=lambda c: (*c[:5], c.frame or 0, c.port)):
             client, server = self.hosts.of(call.client_ip), self.hosts.of(call.server_ip)
             trace, hop = index.made_for(call, client, server, self.scene)
             known = trace is not None
-            ends = (call.client_ip, call.server_ip)
-            item = Lost(call.ts, client, call.source, *ends, call.detail, call.frame, call.session, hop, known, call.event)
+            ends, detail, frame = (call.client_ip, call.server_ip), call.detail, call.frame
+            item = Lost(call.ts, call.at, client, call.source, *ends, detail, frame, call.session, hop, known, call.event)
             lost.append(item)
             if trace is not None:
                 if trace.lost is None:
@@ -659,19 +672,21 @@ class _Telling:
             for leg in trace.legs:
                 if leg.session is not None:
                     by_session.setdefault(leg.session.session_id, []).append(leg)
+        clocks = self.clocks
         uses: list[Use] = []
         for legs in by_session.values():
             legs.sort(key=lambda leg: (leg.index, leg.ts))
             info = legs[0].session
             assert info is not None
             conn = info.connection
-            syn = conn.ts_syn or conn.ts
+            syn = clocks.true(info.source, conn.ts_syn or conn.ts)
+            end = max(clocks.true(info.source, conn.ts_last), syn)
             first = next((leg for leg in legs if leg.sighting is None or leg.sighting.recipients), legs[0])
             floor = -1
             if first.parent is not None:
                 floor = min(first.parent.end - (_EARLY if first.parent.sighting is not None else 10 * _EARLY), syn)
             client = info.stated_client_ip or info.client_ip
-            uses.append(Use(syn, max(conn.ts_last, syn), info, client, info.server_ip, first, tuple(legs), floor))
+            uses.append(Use(syn, end, info, client, info.server_ip, first, tuple(legs), floor))
             for leg in legs[1:]:  # a client may ask before it finds that an open connection will do
                 if leg.parent is not None and leg.parent.end > syn:
                     since = leg.parent.end - _EARLY
@@ -679,12 +694,12 @@ class _Telling:
         for item in lost:
             if item.hop is None and not item.known:
                 continue
-            end = item.session.connection.ts_last if item.session is not None else item.ts
-            uses.append(Use(item.ts, max(end, item.ts), item.session, item.client_ip, item.server_ip, item.hop, (), -1))
+            end = clocks.true(item.source, item.session.connection.ts_last) if item.session is not None else item.at
+            uses.append(Use(item.at, max(end, item.at), item.session, item.client_ip, item.server_ip, item.hop, (), -1))
         return uses
 
     def _mailboxes(self) -> None:
-        for told in Mailboxes(self.hosts).tell(self.traces, self.events):
+        for told in Mailboxes(self.hosts, self.clocks).tell(self.traces, self.events):
             if told.trace.steps is None:
                 told.trace.steps = []
             told.trace.steps.append(told)
@@ -767,16 +782,18 @@ def _unravel(traces: list[Trace]) -> None:
 class _Call(NamedTuple):
     """A connection that carried no transaction."""
 
-    ts: int
-    """When it was opened."""
+    at: int
+    """When it was opened, on the captures' common clock."""
     source: str
     client_ip: str
     server_ip: str
     detail: str
     frame: int | None
     port: int
+    ts: int
+    """When it was opened, as its capture has it."""
     over: int
-    """When it had failed."""
+    """When it had failed, on the common clock."""
     event: SessionInfo | Attempt
 
     @property
@@ -793,7 +810,8 @@ class _LegIndex:
     there for longest.
     """
 
-    def __init__(self, traces: list[Trace]) -> None:
+    def __init__(self, traces: list[Trace], clocks: Clocks) -> None:
+        self._clocks = clocks
         self._sent: dict[int, list[Leg]] = {}
         self._arrived: dict[int, list[Leg]] = {}
         self._tried: dict[tuple[int, str], int] = {}
@@ -810,23 +828,25 @@ class _LegIndex:
 
     def made_for(self, call: _Call, client: Machine, server: Machine, scene: roles.Scene) -> tuple[Trace | None, Leg | None]:
         """The message that a client held, and the hop with which it went on."""
-        waiting = self._waiting(call.ts, client, server, call.port, scene)
+        opened = self._clocks.opened
+        waiting = self._waiting(call.at, client, server, call.port, scene)
         if not waiting:
             return None, None
 
         def place(item: tuple[Leg, Leg | None]) -> tuple[bool, bool, int, bool, int]:
             held, onward = item
             lacks = call.session is not None and held.sighting is not None and fate.lacks_for(call.session, held.sighting)
-            opened = _opened(onward) if onward is not None else 0
-            at_once = onward is not None and onward.server_ip != call.server_ip and opened - call.over <= _AT_ONCE
-            return not lacks, not at_once, self._tried.get((id(held), call.server_ip), -1), onward is None, opened
+            then = opened(onward) if onward is not None else 0
+            at_once = onward is not None and onward.server_ip != call.server_ip and then - call.over <= _AT_ONCE
+            return not lacks, not at_once, self._tried.get((id(held), call.server_ip), -1), onward is None, then
 
         held, onward = min(waiting, key=place)  # of equals the one that came first
-        self._tried[id(held), call.server_ip] = call.ts
+        self._tried[id(held), call.server_ip] = call.at
         return held.trace, onward
 
     def _waiting(self, ts: int, client: Machine, server: Machine, port: int, scene: roles.Scene) -> list[tuple[Leg, Leg | None]]:
         """Messages that can have waited at a client for a server: the hop that brought each, and the next that took it on."""
+        opened = self._clocks.opened
         found: list[tuple[Leg, Leg | None]] = []
         seen: set[int] = set()
         arrived = self._arrived.get(id(client), [])
@@ -836,10 +856,10 @@ class _LegIndex:
                 continue
             seen.add(id(leg))
             kids = [kid for kid in leg.children or () if kid.carried]  # in time order
-            at = bisect_left(kids, ts, key=lambda kid: kid.ts)
+            at = bisect_left(kids, ts, key=lambda leg: leg.ts)
             near = kids[max(at - _LOOK_BACK, 0) : at + _LOOK_BACK]
-            onward = next((kid for kid in near if _opened(kid) >= ts and self._is_for(kid, server, scene)), None)
-            if onward is not None or self._undone(leg, [kid for kid in near if _opened(kid) < ts]):
+            onward = next((kid for kid in near if opened(kid) >= ts and self._is_for(kid, server, scene)), None)
+            if onward is not None or self._undone(leg, [kid for kid in near if opened(kid) < ts]):
                 found.append((leg, onward))
         sent = self._sent.get(id(client), [])
         at = bisect_left(sent, ts, key=lambda leg: leg.ts)
@@ -848,7 +868,7 @@ class _LegIndex:
                 break
             held = leg.parent if leg.parent is not None else leg
             late = leg.parent is not None and leg.parent.basis == "observed" and leg.parent.end > ts + _EARLY
-            if id(held) not in seen and not late and _opened(leg) >= ts and self._is_for(leg, server, scene):
+            if id(held) not in seen and not late and opened(leg) >= ts and self._is_for(leg, server, scene):
                 seen.add(id(held))
                 found.append((held, leg))
         return found
@@ -881,7 +901,7 @@ def trace_id(s: Sighting, n: int = 0) -> str:
     """Id of the message first seen here: a digest of what the wire showed, the same on any machine; `n` tells twins apart."""
     info = s.session
     ends = (info.client_ip, info.client_port, info.server_ip, info.server_port)
-    facts = (s.message_id, s.body_digest, *ends, s.ts, s.kind, s.index, *([n] if n else []))
+    facts = (s.message_id, s.body_digest, *ends, s.seen, s.kind, s.index, *([n] if n else []))
     return hashlib.sha256("\n".join(map(str, facts)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
@@ -918,10 +938,3 @@ def _attempt_place(a: Attempt) -> tuple[int, str, int, str, int, str, int]:
 
 def _leg_place(leg: Leg) -> tuple[int, int]:
     return (leg.ts, leg.number)
-
-
-def _opened(leg: Leg) -> int:
-    """When the connection of a hop was opened; of a further message on it, when that began."""
-    if leg.session is None or leg.index > 1:
-        return leg.ts
-    return leg.session.connection.ts_syn or leg.ts

@@ -123,7 +123,7 @@ def _unobserved(leg: Leg, trace: Trace, parent: int | None) -> Hop:
         client_name=info.client_name or row.client_name,
         server_port=info.server_port,
         server_name=info.server_name or row.server_name,
-        ts_start=leg.ts,
+        ts_start=leg.seen,
         ts_end=None,
         connect_s=seconds(info.connection.ts_syn, info.connection.ts_open) if leg.index == 1 else None,
         tcp_stream=info.tcp_stream,
@@ -140,10 +140,10 @@ def _phases(leg: Leg, s: Sighting, info: SessionInfo, lookups: Lookups) -> tuple
     """queue, dns, connect, greeting, tls, auth, envelope, transfer, accept."""
     conn = info.connection
     dns = connect = greeting = tls = auth = None
-    before = s.ts
+    before = s.seen
     if leg.index == 1:
         if leg.dns:
-            dns = _covered(lookups, leg, conn.ts_syn or conn.ts)
+            dns = _covered(lookups, leg, lookups.clocks.opened(leg))
         connect = seconds(conn.ts_syn, conn.ts_open)
         opened = conn.ts_open
         if info.tls == "implicit":
@@ -156,8 +156,8 @@ def _phases(leg: Leg, s: Sighting, info: SessionInfo, lookups: Lookups) -> tuple
         before = conn.ts_syn or conn.ts
     queue = None
     if leg.parent is not None and leg.parent.sighting is not None and s.ts_start is not None:
-        queue = seconds(leg.parent.end, s.ts_start)
-        if queue is not None and leg.parent.end <= before:  # a connection that was open before has cost this message nothing
+        queue = seconds(leg.parent.seen_end, s.ts_start)
+        if queue is not None and leg.parent.seen_end <= before:  # a connection that was open before has cost this message nothing
             queue -= (dns or 0.0) + (connect or 0.0) + (greeting or 0.0) + (tls or 0.0) + (auth or 0.0)
     if s.kind != "transaction":
         return (queue, dns, connect, greeting, tls, auth, None, seconds(s.ts_data, s.ts_eom), seconds(s.ts_eom, s.ts_end))
@@ -197,7 +197,6 @@ def message_row(trace: Trace) -> Message:
     """The row of the message."""
     seen = list(trace.observed())
     shown = [s for s in seen if s.has_content and s.message_id is not None] or [s for s in seen if s.has_content] or seen
-    first = seen[0]
     head = next((s for s in shown if s.subject is not None), shown[0])
     whole = next((s for s in seen if s.complete and s.size is not None), None)
     envelope = next((s.mail_from for s in seen if s.mail_from is not None), None)
@@ -206,7 +205,7 @@ def message_row(trace: Trace) -> Message:
     end = None
     if carried:
         good = [leg for leg in carried if leg.accepted] or carried
-        end = max(leg.end for leg in good)
+        end = max(leg.seen_end for leg in good)
     spf, dkim, dmarc = _authentication(seen, trace.distrusted)
     if trace.steps:
         last = max(last, *(step.event.ts for step in trace.steps))
@@ -215,9 +214,9 @@ def message_row(trace: Trace) -> Message:
     return Message(
         trace.id,
         trace.message_id,
-        first.ts,
+        min(s.seen for s in seen),
         last,
-        seconds(carried[0].sighting.ts if carried and carried[0].sighting else None, end),
+        seconds(carried[0].sighting.seen if carried and carried[0].sighting else None, end),
         words(head.subject),
         words(head.header_from),
         words(head.header_to),
@@ -243,7 +242,7 @@ def _claims_tls(leg: Leg) -> bool | None:
 
 
 def _last(s: Sighting) -> int:
-    return next((t for t in (s.ts_end, s.ts_eom, s.ts_data) if t is not None), s.ts)
+    return next((t for t in (s.ts_end, s.ts_eom, s.ts_data) if t is not None), s.seen)
 
 
 def _authentication(seen: list[Sighting], distrusted: frozenset[Claim]) -> tuple[str | None, str | None, str | None]:
@@ -350,7 +349,7 @@ def _leg_steps(leg: Leg) -> Iterator[tuple[int, str, bool, str, int | None]]:
         said += f" from {field.helo or field.name or field.ip}" if field.helo or field.name or field.ip else ""
         said += f" with {field.protocol}" if field.protocol else ""
         said += f" id {field.id}" if field.id else ""
-        yield leg.ts, "claimed", True, said, None
+        yield leg.seen, "claimed", True, said, None
         return
     if s.kind == "retrieve":
         part = "" if s.complete else ", in part"

@@ -2,8 +2,8 @@
 
 Rules
 1. Files of which one begins after another has ended are one tap's (a rotated capture), unless it shows handshakes that the
-   other has shown already, or one of a connection that the other has shown to its end: then their clocks are apart.  Files that
-   overlap are of several taps.
+   other has shown already, or one of a connection of which it has shown data, or a third tap tells their clocks apart.
+   Files that overlap are of several taps.
 2. A connection is the same in two taps when its ends and its sequence numbers are; a lookup, when ends, identifier and question
    are.  It is told once: from the tap that was read first, unless another shows more of it.
 3. The offset of two clocks is the median over everything both show.  A handshake and an exchange each pass a tap in both
@@ -56,6 +56,10 @@ class Clock(NamedTuple):
     def odd(self) -> bool:
         """Whether it is worth a word."""
         return abs(self.offset) > max(_TOLD, 3 * self.spread)
+
+    def true(self, ts: int) -> int:
+        """What the reference's clock said at a time of this one."""
+        return ts - self.offset - int((ts - self.at) * self.slope)
 
     def shift(self, frames: Frames) -> None:
         """Take the offset off the times of a batch."""
@@ -113,9 +117,10 @@ class Taps:
             if over:
                 packets = first()
                 opened = _handshakes(packets)
+                apart = self._reopened(packets)
                 known = [sum(mark in begun for mark in opened) for begun in self._begun]
                 over = [(end, tap) for end, tap in over if known[tap] < 2 or known[tap] * _SHARE < len(opened)]
-                over = [(end, tap) for end, tap in over if not known[tap] or not self._reopens(packets, tap)]
+                over = [(end, tap) for end, tap in over if self._can_go_on(tap, apart)]
             found = max(over)[1] if over else len(self._ends)
             if not over:
                 self._ends.append(ts)
@@ -125,16 +130,29 @@ class Taps:
         self._ends[found] = max(self._ends[found], ts)
         return found
 
-    def _reopens(self, packets: Packets, tap: int) -> bool:
-        """Whether packets open a connection that a tap has shown to its end."""
+    def _reopened(self, packets: Packets) -> dict[int, list[int]]:
+        """Connections that packets open and that taps have shown with data: by tap, how much later they are here."""
+        found: dict[int, list[int]] = {}
         for row in np.flatnonzero((packets.protocol == 6) & (packets.flags & 18 == 2)).tolist():
             orig = ip_text(int(packets.src_hi[row]), int(packets.src_lo[row])), int(packets.src_port[row])
             resp = ip_text(int(packets.dst_hi[row]), int(packets.dst_lo[row])), int(packets.dst_port[row])
             first = (int(packets.seq[row]) + 1) % (1 << 32)
             for shown in self._shown.get(_key(orig, resp), ()):
-                if shown.tap == tap and shown.connection.orig_seq == first and _whole(shown.connection):
-                    return True
-        return False
+                conn = shown.connection
+                if conn.orig_seq == first and conn.ts_syn is not None and (conn.orig_bytes or conn.resp_bytes):
+                    found.setdefault(shown.tap, []).append(int(packets.ts[row]) - conn.ts_syn)
+        return found
+
+    def _can_go_on(self, tap: int, apart: dict[int, list[int]]) -> bool:
+        """Whether a file can be a tap's next one, given what it opens again: to the others, its clock has to be that tap's."""
+        if tap in apart:
+            return False
+        for other, found in apart.items():
+            samples = self._samples.get((other, tap)) or [(at, -d) for at, d in self._samples.get((tap, other), ())]
+            usual = median(d for _, d in samples) if samples else 0
+            if abs(median(found) - usual) > _SLACK:
+                return False
+        return True
 
     def saw(self, source: str, packets: Packets) -> None:
         """A batch of a file has been read."""

@@ -191,7 +191,7 @@ class Judge:
             claim = _of_signature(claims, signature.domain, signature.selector, signature.value, len(s.dkim) == 1)
             if claim is not None:
                 claims.remove(claim)
-            verdict = dkim.check(signature, s.ts_eom or s.ts, ask)
+            verdict = dkim.check(signature, s.ts_eom or s.seen, ask)
             yield _row(trace, leg, "dkim", signature.domain, signature.selector, *verdict, claim, s)
         for name, key in s.dkim[len(digested) :]:
             claim = _of_signature(claims, name, key, None, len(s.dkim) == 1)
@@ -336,4 +336,4 @@ def _a_label(domain: str) -> str:
 
 
 def _anomaly(trace: Trace, s: Sighting, name: str, detail: str) -> Anomaly:
-    return Anomaly(s.ts, s.session.source, s.session.session_id, trace.id, name, detail[:1000], s.last_frame)
+    return Anomaly(s.seen, s.session.source, s.session.session_id, trace.id, name, detail[:1000], s.last_frame)
