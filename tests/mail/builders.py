@@ -4,11 +4,12 @@ Times are seconds from the story's beginning; each thing that happens moves the 
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 from analyzer.limits import Limits
 from analyzer.mail.received import parse_date
-from analyzer.mail.story import Story, Told
+from analyzer.mail.story import Part, Story, Told
 from analyzer.protocols.base import Content, MailboxEvent, MessageCarried, Recipient, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.types import Attempt, Connection
@@ -295,6 +296,14 @@ class Post:
         message = self.submit(mail(number, body), [to], f"A{number:05d}")
         message = self.relay(message, [to], f"B{number:05d}")
         return self.deliver(message, [to], f"C{number:05d}")
+
+
+def parts(told: Told) -> Iterator[Part]:
+    """All parts of a story, each to be read before the next is taken."""
+    yield told.first
+    if told.later:
+        yield from told.share((0, 1))
+        told.settle(())
 
 
 def rows(table: Any) -> list[Any]:

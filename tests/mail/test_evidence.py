@@ -1,6 +1,6 @@
 """Roles, hosts, fates, phases: what each rests on."""
 
-from builders import MSA, MUA, MX, NAMES, READER, RELAY, SECOND, STORE, Post, World, content, mail, received, rows
+from builders import MSA, MUA, MX, NAMES, READER, RELAY, SECOND, STORE, Post, World, content, mail, parts, received, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -303,7 +303,7 @@ def in_parts(world: World) -> list[list[str]]:
     """The story told message by message out of a temporary file: rows of every table, in no order."""
     told = world.tell(Limits(story_sightings=1, story_part=1))
     found: list[list[str]] = [[], [], [], []]
-    for part in told.parts:
+    for part in parts(told):
         for table, some in zip(found, (part.hops, part.timeline, part.messages, part.deliveries), strict=True):
             table.extend(map(repr, some))
     return [sorted(table) for table in (*found, map(repr, told.hosts))]

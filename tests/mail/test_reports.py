@@ -4,7 +4,7 @@ import base64
 import quopri
 
 import pytest
-from builders import MSA, MX, NAMES, RELAY, Post, World, mail, received
+from builders import MSA, MX, NAMES, RELAY, Post, World, mail, parts, received
 
 from analyzer.limits import Limits
 from analyzer.mail import reports
@@ -106,7 +106,7 @@ def about(world: World, in_parts: bool = False) -> tuple[Message, str | None, di
         story.feed(event)
     messages: list[Message] = []
     deliveries: list[Delivery] = []
-    for part in story.finish().parts:
+    for part in parts(story.finish()):
         messages += part.messages
         deliveries += part.deliveries
     row = next(m for m in messages if m.message_id == "<dsn@mail.b.example>")
