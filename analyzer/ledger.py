@@ -13,17 +13,17 @@ Rules
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from analyzer.limits import Limits
 from analyzer.mail.archive import Claim, Ends
-from analyzer.mail.hosts import ROLES
+from analyzer.mail.hosts import ROLES, Hosts
 from analyzer.mail.lookups import Lookups
-from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
+from analyzer.mail.records import Host, Message
 from analyzer.mail.sightings import Sighting
-from analyzer.mail.story import Each, Elsewhere, Rows, Story, Told, alone
+from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Rows, Story, Told, alone, unravel
 from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
@@ -42,27 +42,14 @@ _WEB = 64
 """Sightings of a web beyond which its messages leave one by one: else they leave together."""
 _SPARE = 1000
 """So much more than what is held is remembered of trace fields and lookups, before it is weeded out."""
+_FEW = 16
+"""Counts of evidence up to which many hosts have the same."""
 _JUST = 30_000_000_000
 """A delivery and the mailbox's notice of it are no further apart."""
 _SOON = 5_000_000_000
 """A lookup and the connection it was most likely for are no further apart."""
 _CLOCK = 120_000_000_000
 """A server's clock is believed to be no further off, when it tells of an opaque session."""
-
-
-@dataclass
-class Finished:
-    """Rows of the messages that are over, and rows of `dns` that nobody waits for."""
-
-    messages: list[Message]
-    hops: list[Hop]
-    recipients: list[RecipientRow]
-    deliveries: list[Delivery]
-    timeline: list[Step]
-    links: list[Link]
-    authentication: list[Authentication]
-    dns: list[Transaction]
-    anomalies: list[Anomaly]
 
 
 class Ledger(Story):
@@ -85,10 +72,14 @@ class Ledger(Story):
         """Came since the last telling and may change what was told: sightings, sessions, attempts, mailbox events."""
         self._hosts_before: dict[str, Host] = {}
         """By each address."""
+        self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
+        """Items of evidence that many hosts have."""
         self._ends_before: dict[Ends, None] = {}
         """Who passed mail to whom in finished messages, the latest last."""
         self._claims_before: dict[Claim, None] = {}
         self._held_trails = 0
+        self._carried_by: set[str] = set()
+        """Sessions that finished messages were told with."""
         self._lost: Counter[str] = Counter()
         self.last_messages: list[Message] = []
         """Messages that were still open at the end."""
@@ -150,7 +141,11 @@ class Ledger(Story):
         for event in chain(self._ended.values(), self._webs.sightings(), self._mailbox, self._tries):
             story.feed(event)
         told = story.finish(asked)
-        return self._with_before(told)
+        told.first = replace(told.first, messages=list(told.messages), hops=list(told.hops))
+        hosts, before = told.hosts, self._hosts_before
+        if before:
+            told.hosts = Rows(lambda: iter(_merged(before, hosts)))
+        return told
 
     def finish(self, asked: Collection[str] = (), each: Each = alone) -> Told:
         """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
@@ -160,12 +155,6 @@ class Ledger(Story):
             told.anomalies.append(Anomaly(None, "", None, None, name, f"{count:,} beyond the limit", None))
         return told
 
-    def _with_before(self, told: Told) -> Told:
-        hosts, before = told.hosts, self._hosts_before
-        if before:
-            told.hosts = Rows(lambda: iter(_merged(before, hosts)))
-        return told
-
     def _introduce_before(self, story: Story) -> None:
         for ip, host in self._hosts_before.items():
             story.hosts.of(ip).names.update(host.names)
@@ -173,7 +162,10 @@ class Ledger(Story):
     # told in part
 
     def retell(self) -> Told | None:
-        """The story of what has changed since it was told last; None: nothing has."""
+        """The story of what has changed since it was told last, and the hosts that are not finished; None: nothing has.
+
+        To be let go of (`let_go`) when its rows have been taken.
+        """
         self.fresh = False
         for web in self._touched():
             web.changed = True
@@ -206,15 +198,21 @@ class Ledger(Story):
             for s in web.sightings:
                 story.feed(s)
         told = story.finish()
-        told.first = replace(told.first, messages=list(told.messages), hops=list(told.hops))
         self._learn(told)
         for web in changed:
             web.changed = False
-        return self._with_before(told)
+        told.hosts = list(_joined_with(self._hosts_before, told.hosts))
+        return told
+
+    def let_go(self, told: Told) -> None:
+        """Its rows have been taken."""
+        unravel(told.traces)
+        self._dns.begin(())
 
     def _learn(self, told: Told) -> None:
         """Keep what the telling says of each message, and give it what it was told with."""
         messages = {row.trace_id: row for row in told.messages}
+        same: dict[tuple[str, str, str], tuple[str, str, str]] = {}
         opened: dict[str, Open] = {}
         for trace in told.traces:
             sightings = list(trace.observed())
@@ -239,7 +237,7 @@ class Ledger(Story):
             if leg.trace is not None:
                 evidence = opened[leg.trace.id].evidence
                 for role, rule in held:
-                    evidence[machine.ips[0], role, rule] += 1
+                    evidence.append(same.setdefault(key := (machine.ips[0], role, rule), key))
         for hop in told.hops:
             if hop.server_role is not None and hop.basis == "observed":
                 opened[hop.trace_id].waits.append((hop.server_role, hop.accept_s, hop.queue_s))
@@ -324,26 +322,42 @@ class Ledger(Story):
         """Server's role, accept_s and queue_s of their hops."""
         return (wait for web in self._webs for one in web.told for wait in one.waits)
 
+    def hosts_before(self) -> set[str]:
+        """Ids of hosts that had part in finished messages."""
+        return {host.host_id for host in self._hosts_before.values()}
+
     def dns_rows(self) -> list[Transaction]:
         """Rows of the lookups that are not finished, as of the last telling."""
         return [self._dns.row(t) for t in self.lookups]
 
     # out
 
-    def settle(self, now: int) -> Finished | None:
-        """Rows of what is over at `now` (capture time); it is forgotten.  None: nothing is over.
+    def settle(self, now: int) -> Iterator[tuple[str, Any]]:
+        """(table, row) of what is over at `now` (capture time); it is forgotten.  To be read to its end.
 
         What came since the last `retell` stays.
         """
         over, early = self._over(now)
+        self._let_go_old(now)
+        if early:
+            last = max((one.message.ts_last or 0 for one in over), default=None)
+            detail = f"{early:,} messages; a later hop or retrieval of theirs is told as another message"
+            yield "anomalies", Anomaly(last, "", None, None, "traces_finished_early", detail, None)
+        for some in _slices(over, self.limits.story_part):
+            yield from self._last_told(some)
+        lookups = self._old_lookups(now)
+        for t in lookups:
+            yield "dns", self._dns.row(t)
+        self._forget_lookups(lookups)
+        yield from self._settle_hosts(now)
+        if len(self._digester) > 2 * self._held_trails + _SPARE:
+            self._digester.forget_all_but(self._webs.sightings())
+            self._held_trails = len(self._digester)
+
+    def _last_told(self, over: list[Open]) -> Iterator[tuple[str, Any]]:
+        """Rows of messages that are over, told for the last time and with nothing but what is theirs."""
         leaving = [s for one in over for s in one.sightings]
         events = {id(event): event for one in over for event in one.events if self._holder.get(id(event)) is one}
-        lookups = self._old_lookups(now, events)
-        sessions = self._old_sessions(now, leaving, events)
-        self._let_go(self._mailbox, now, events)
-        self._let_go(self._tries, now, events)
-        if not over and not sessions and not lookups:
-            return None
         gone = set(map(id, leaving))
         elsewhere = self._elsewhere(web for web in self._webs if gone.isdisjoint(map(id, web.sightings)))
         touched = {id(one.web): one.web for one in over}.values()
@@ -353,8 +367,6 @@ class Ledger(Story):
         self._introduce_before(story)
         for ended in self._ended.values():
             story.hosts.introduce(ended.info)
-        for info in sessions:
-            story.hosts.session(info)
         for event in events.values():
             if isinstance(event, SessionInfo):
                 story.lend(event)
@@ -364,25 +376,35 @@ class Ledger(Story):
             story.feed(s)
         told = story.finish()
         self._dns.bind(told)
-        anomalies = [row for row in told.anomalies if row.trace_id is not None or row.session_id is not None]
-        if early:
-            last = max((one.message.ts_last or 0 for one in over), default=None)
-            detail = f"{early:,} messages; a later hop or retrieval of theirs is told as another message"
-            anomalies.append(Anomaly(last, "", None, None, "traces_finished_early", detail, None))
-        finished = Finished(
-            list(told.messages),
-            list(told.hops),
-            list(told.recipients),
-            told.deliveries,
-            list(told.timeline),
-            list(told.links),
-            told.authentication,
-            [self._dns.row(t) for t in lookups],
-            anomalies,
-        )
-        self._remember(_of_mail(host) for host in told.hosts if host.sessions or host.messages)
-        self._forget(over, leaving, lookups)
-        return finished
+        for table in BY_MESSAGE:
+            for row in getattr(told, table):
+                yield table, row
+        for row in told.anomalies:
+            if row.trace_id is not None or row.session_id is not None:
+                yield "anomalies", row
+        lookups = [event for event in events.values() if isinstance(event, Transaction)]
+        for t in lookups:
+            yield "dns", self._dns.row(t)
+        self._remember(_of_mail(host) for host in told.hosts if host.messages)
+        self.let_go(told)
+        self._mailbox = deque(event for event in self._mailbox if id(event) not in events)
+        self._tries = deque(event for event in self._tries if id(event) not in events)
+        self._carried_by.update(event.session_id for event in events.values() if isinstance(event, SessionInfo))
+        self._forget(over, leaving)
+        self._forget_lookups(lookups)
+
+    def _settle_hosts(self, now: int) -> Iterator[tuple[str, Any]]:
+        """Count the sessions that nobody will ask for; rows of the hosts that are too many."""
+        hosts = Hosts(self.limits)
+        for info in self._old_sessions(now):
+            hosts.session(info)
+        self._remember(hosts.rows())
+        gone = self._too_many_hosts()
+        for host in gone:
+            yield "hosts", host
+        if gone:
+            detail = f"{len(gone):,} hosts; should they come back, they have another row"
+            yield "anomalies", Anomaly(now, "", None, None, "hosts_finished_early", detail, None)
 
     def _over(self, now: int) -> tuple[list[Open], int]:
         """Messages that are finished, and how many of them only because too much is held."""
@@ -417,43 +439,48 @@ class Ledger(Story):
                 early += len(unit)
         return over, early
 
-    def _old_lookups(self, now: int, events: dict[int, Any]) -> list[Transaction]:
-        """DNS rows that finished messages were told with, and those that are old and of no open message."""
+    def _old_lookups(self, now: int) -> list[Transaction]:
+        """DNS rows that are old, or too many, and of no open message."""
         most, age = self.limits.live_lookups, self.limits.live_lookup_age
         excess = len(self.lookups) - most
         excess += most // _LEFT if excess > 0 else 0
         gone: list[Transaction] = []
-        left = len(self.lookups)
         for i, t in enumerate(self.lookups):
             old = now - (t.ts or t.ts_reply or now) > age
-            if id(t) in events or ((old or i < excess) and (id(t) not in self._holder or left > most)):
+            if (old or i < excess) and (id(t) not in self._holder or len(self.lookups) - len(gone) > most):
                 gone.append(t)
-                left -= 1
         return gone
 
-    def _old_sessions(self, now: int, leaving: list[Sighting], events: dict[int, Any]) -> list[SessionInfo]:
+    def _forget_lookups(self, lookups: list[Transaction]) -> None:
+        if lookups:
+            gone = set(map(id, lookups))
+            self.lookups = deque(t for t in self.lookups if id(t) not in gone)
+            for key in gone:
+                self._holder.pop(key, None)
+            self._dns.forget(gone, self.lookups)
+
+    def _old_sessions(self, now: int) -> list[SessionInfo]:
         """Take out sessions that no open message needs and none will need."""
-        gone = set(map(id, leaving))
-        needed = {s.session.session_id for s in self._webs.sightings() if id(s) not in gone}
+        needed = {s.session.session_id for s in self._webs.sightings()}
         ended, age = self._ended, self.limits.live_decided_idle
         excess = len(ended) - len(needed) - self.limits.idle_connections
         sessions: list[SessionInfo] = []
         for session_id in [session_id for session_id in ended if session_id not in needed]:
             info = ended[session_id].info
             free = id(info) not in self._holder and (now - info.connection.ts_last > age or excess > 0)
-            if free or id(info) in events or (info.messages and info.visibility != "opaque"):
+            if free or session_id in self._carried_by or (info.messages and info.visibility != "opaque"):
                 sessions.append(ended.pop(session_id).info)
                 excess -= 1
+        self._carried_by.clear()
         return sessions
 
-    def _let_go(self, queue: deque[Any], now: int, events: dict[int, Any]) -> None:
-        """Take out what is of finished messages, or old and of none."""
+    def _let_go_old(self, now: int) -> None:
+        """Mailbox events and attempts that are old and of no open message."""
         age, holder = self.limits.live_decided_idle, self._holder
-        left = [e for e in queue if id(e) not in events and (now - e.ts <= age or id(e) in holder)]
-        queue.clear()
-        queue.extend(left)
+        self._mailbox = deque(e for e in self._mailbox if now - e.ts <= age or id(e) in holder)
+        self._tries = deque(e for e in self._tries if now - e.ts <= age or id(e) in holder)
 
-    def _forget(self, over: list[Open], leaving: list[Sighting], lookups: list[Transaction]) -> None:
+    def _forget(self, over: list[Open], leaving: list[Sighting]) -> None:
         limits = self.limits
         self._release(over)
         of_web: dict[int, tuple[Web, list[Sighting]]] = {}
@@ -461,32 +488,40 @@ class Ledger(Story):
             of_web.setdefault(one.web.number, (one.web, []))[1].extend(one.sightings)
         gone = set(map(id, over))
         for web, sightings in of_web.values():
+            staying = [one for one in web.told if id(one) not in gone]
             self._webs.remove(web, sightings)
-            for one in web.told:
-                if id(one) not in gone:
-                    one.web = self._webs.of(one.sightings[0])
-                    one.web.told.append(one)
-                    one.web.ends |= ends_of_all(one.sightings)
-                    one.web.changed = False
+            for one in staying:
+                one.web = self._webs.of(one.sightings[0])
+                one.web.told.append(one)
+                one.web.ends |= ends_of_all(one.sightings)
+                one.web.changed = False
             _keep_latest(self._claims_before, web.claims, limits.live_hosts)
         _keep_latest(self._ends_before, ends_of_all(leaving), limits.live_hosts)
-        if lookups:
-            left = set(map(id, lookups))
-            self.lookups = deque(t for t in self.lookups if id(t) not in left)
-            for t in lookups:
-                self._holder.pop(id(t), None)
-            self._dns.forget(lookups, self.lookups)
-        if len(self._digester) > 2 * self._held_trails + _SPARE:
-            self._digester.forget_all_but(self._webs.sightings())
-            self._held_trails = len(self._digester)
 
     def _remember(self, hosts: Iterable[Host]) -> None:
-        merged = _merged(self._hosts_before, hosts)
-        if len(merged) > self.limits.live_hosts:
-            self._lost["hosts_dropped"] += len(merged) - self.limits.live_hosts
-            merged.sort(key=lambda host: -(host.ts_last or 0))
-            del merged[self.limits.live_hosts :]
-        self._hosts_before = {ip: host for host in merged for ip in host.ips}
+        """Add hosts to those of before."""
+        before = self._hosts_before
+        for host in _joined_with(before, hosts):
+            kept = host._replace(evidence=list(map(self._share, host.evidence)))
+            for ip in host.ips:
+                before[ip] = kept
+
+    def _too_many_hosts(self) -> list[Host]:
+        """Take out the longest silent of too many hosts."""
+        before, most = self._hosts_before, self.limits.live_hosts
+        if len(before) <= most:
+            return []
+        rows = list({id(host): host for host in before.values()}.values())
+        rows.sort(key=lambda host: (host.ts_last or 0, host.host_id))
+        gone = rows[: len(rows) - most + most // _LEFT]
+        for host in gone:
+            for ip in host.ips:
+                before.pop(ip, None)
+        return gone
+
+    def _share(self, item: dict[str, Any]) -> dict[str, Any]:
+        key = (item["role"], item["rule"], item["count"])
+        return self._shared.setdefault(key, item) if item["count"] <= _FEW else item
 
 
 class _Dns:
@@ -544,9 +579,8 @@ class _Dns:
             trace_id=trace_id, hop=hop, client_role=client_roles.get(t.client_ip), server_role=server_roles.get(t.server_ip)
         )
 
-    def forget(self, gone: Iterable[Transaction], left: Collection[Transaction]) -> None:
+    def forget(self, ids: Collection[int], left: Collection[Transaction]) -> None:
         """Rows that are finished; when most are, the others are put into new columns."""
-        ids = set(map(id, gone))
         self._rows = [None if id(t) in ids else t for t in self._rows]
         for key in ids:
             self._bound.pop(key, None)
@@ -557,6 +591,20 @@ class _Dns:
                 self.feed(t)
             self._lookups.flush()
             self._lookups.asked = asked  # each was counted when it came
+
+
+def _slices(over: list[Open], size: int) -> Iterator[list[Open]]:
+    """Messages some sightings at a time, those of one web together unless they leave one by one."""
+    some: list[Open] = []
+    count = 0
+    for one in over:
+        if some and count >= size and some[-1].web is not one.web:
+            yield some
+            some, count = [], 0
+        some.append(one)
+        count += len(one.sightings)
+    if some:
+        yield some
 
 
 def _keep_latest(where: dict[Any, None], new: Iterable[Any], most: int) -> None:
@@ -622,6 +670,15 @@ def _of_mail(host: Host) -> Host:
 
 
 _NAME_SERVERS = ("resolver", "authoritative")
+
+
+def _joined_with(before: dict[str, Host], hosts: Iterable[Host]) -> Iterator[Host]:
+    """Hosts, each with what was known of it before."""
+    for host in hosts:
+        mine = host
+        for old in {id(before[ip]): before[ip] for ip in host.ips if ip in before}.values():
+            mine = _joined(old, mine)
+        yield mine
 
 
 def _merged(before: dict[str, Host], hosts: Iterable[Host]) -> list[Host]:

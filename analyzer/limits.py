@@ -197,9 +197,13 @@ class Limits:
     """Age at which a DNS row is written and forgotten unless an open message uses it."""
     live_mailbox_events: int = 100_000
     """Mailbox events held for the messages they are about: beyond, the oldest are not told, `mailbox_events_dropped`."""
-    live_hosts: int = 50_000
-    """Hosts of finished messages remembered for the hosts table: further ones have no row, `hosts_dropped`; and as many pairs of
-    hosts that passed mail on, by which roles are known."""
+    live_hosts: int = 20_000
+    """Addresses of hosts of finished messages remembered for the hosts table: beyond, the rows of the longest silent are
+    finished, `hosts_finished_early`; and as many pairs of hosts that passed mail on, by which roles are known."""
+    live_connections: int = 100_000
+    """Flows remembered in a live capture, as `connections`."""
+    live_spool_rows: int = 2_000
+    """Rows of one table held in memory in a live capture, as `spool_rows`."""
     live_share: float = 0.1
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""
     live_every: float = 1.0

@@ -17,6 +17,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from os import PathLike
 from os.path import basename
 from statistics import median
@@ -192,7 +194,12 @@ class Live:
         """`on_hop` is called as a hop ends, `on_message` when a message's fate is known, `say` with warnings."""
         self.plan = plan
         limits = limits or Limits()
-        self.limits = replace(limits, batch_bytes=min(limits.batch_bytes, limits.live_batch_bytes))
+        self.limits = replace(
+            limits,
+            batch_bytes=min(limits.batch_bytes, limits.live_batch_bytes),
+            connections=min(limits.connections, limits.live_connections),
+            spool_rows=min(limits.spool_rows, limits.live_spool_rows),
+        )
         self.counts = Counts()
         self.standing = Standing()
         self.latest: deque[MessageCarried] = deque(maxlen=_LATEST)
@@ -390,6 +397,8 @@ class Live:
     def _carried(self, event: MessageCarried) -> None:
         self.counts.hops += 1
         self._hops.append(event)
+        if self.plan.until.messages is None:
+            return
         message_id = event.content.message_id if event.content is not None else None
         if message_id is None or message_id not in self._ids:
             self._numbered += 1
@@ -449,17 +458,26 @@ class Live:
         ledger = self._ledger
         told = ledger.retell()
         self._stand()
+        if told is not None:
+            if self._parts is not None:
+                self._show_open(self._parts, told)
+            ledger.let_go(told)
         if ledger.pressing or time.monotonic() >= self._next_settling:
-            done = ledger.settle(self._now)
+            self._settle()
             self._next_settling = time.monotonic() + _SETTLE
-            if done is not None:
-                for table in (*BY_MESSAGE, "dns", "anomalies"):
-                    for row in getattr(done, table):
-                        self._sink.put(table, row)
-                for message in done.messages:
-                    self._finished(message)
-        if self._parts is not None and told is not None:
-            self._show_open(self._parts, told)
+
+    def _settle(self) -> None:
+        """Rows of what is over."""
+        self._pipeline.settle(self._now - self.limits.live_decided_idle)
+        some = False
+        for table, row in self._ledger.settle(self._now):
+            some = True
+            self._sink.put(table, row)
+            if table == "messages":
+                self._finished(row)
+        if some and self._parts is not None:
+            self._parts.flush()  # whoever reads may find a row twice for a moment, but never misses one
+            self._show_open(self._parts, None)
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -500,16 +518,15 @@ class Live:
             _latency(self._ledger.waits()) if self._on_tick is not None or self.plan.keep else {},
         )
 
-    def _show_open(self, parts: Parts, told: Told) -> None:
+    def _show_open(self, parts: Parts, told: Told | None) -> None:
+        """Show what was told anew, and no longer what is over."""
         held = {message.trace_id for message in self._ledger.open_messages()}
         for table in BY_MESSAGE:
-            rows: dict[str, list[Any]] = {}
-            for row in getattr(told, table):
-                if row.trace_id in held:
-                    rows.setdefault(row.trace_id, []).append(row)
-            parts.show_open(table, rows, held)
-        parts.show_open("hosts", {"": told.hosts})
-        parts.show_open("dns", {"": self._ledger.dns_rows()})
+            rows = getattr(told, table) if told is not None else ()
+            parts.show_open(table, groupby(rows, attrgetter("trace_id")), held)
+        hosts = told.hosts if told is not None else ()
+        parts.show_open("hosts", ((host.host_id, [host]) for host in hosts), self._ledger.hosts_before())
+        parts.show_open("dns", [("", self._ledger.dns_rows())])
 
     def _turn(self) -> None:
         """A new capture file; the rows finished so far become tables of their own."""

@@ -145,6 +145,12 @@ class Pipeline:
             self._add_tap()
         return tap
 
+    def settle(self, until: int) -> None:
+        """For a capture without end: tell what would else be told at the end, of sessions that began by a time."""
+        for streams in self._streams:
+            streams.list_attempts_anew()
+        self._take(self.offers.settle(until))
+
     def end(self, others: Sequence[Counted] = ()) -> None:
         """No more frames will come: end what is open.  `others`: what the streams of other processes have counted."""
         for streams in self._streams:

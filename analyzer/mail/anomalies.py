@@ -17,5 +17,6 @@ NAMES: dict[str, str] = {
     "received_time_impossible": "A trace field says that the message was received after the hand-over that followed it.",
     "received_contradicted": "A trace field names another client than the packets of that hand-over show.",
     "received_time_odd": "A Received field's time is far from the time at which the hand-over was captured.",
+    "hosts_finished_early": "More hosts were seen in a live capture than the limit: rows of the longest silent were finished.",
     "traces_finished_early": "More messages were open in a live capture than the limit; the longest silent were finished.",
 }

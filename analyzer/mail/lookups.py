@@ -113,6 +113,8 @@ class Lookups:
         self._reply_frame = array("q")
         self._id = array("i")
         self._client = array("q")
+        self._networks: set[str] = set()
+        """Where IPv4 clients are: the /24."""
         self._said = array("i")
         self._result = array("b")
         self._server = array("i")
@@ -185,6 +187,7 @@ class Lookups:
         self._reply_frame.extend(_numbers(column["reply_frame"]))
         self._id.extend(_numbers(column["dns_id"]))
         self._client.extend(map(hash, column["client_ip"]))
+        self._networks.update(ip.rpartition(".")[0] for ip in set(column["client_ip"]) if ":" not in ip)
         self._said.extend(said[: len(waiting)])
         self._result.extend(map(_result, waiting))
         self._name.extend(_codes(self._names, self._words, column["qname"]))
@@ -302,7 +305,7 @@ class Lookups:
             for ip in machine.ips:
                 network = ip.rpartition(".")[0] or ip
                 if network not in near:
-                    near[network] = hash(ip) in asked or not asked.isdisjoint(_network(ip))
+                    near[network] = hash(ip) in asked or network in self._networks
                 if near[network]:
                     found.add(machine)
         return found
@@ -424,7 +427,8 @@ class Lookups:
         sorted_ = {key: Queue(sorted(rows, key=self._when)) for key, rows in queues.items()}
         askers = {key[0] for key in sorted_}
         for use in strangers:
-            near = {asker: ip for asker, ip in _network(use.client_ip).items() if asker in askers}
+            network = _network(use.client_ip.rpartition(".")[0] if ":" not in use.client_ip else "")
+            near = {asker: ip for asker, ip in network.items() if asker in askers and ip != use.client_ip}
             names = set(self.owners_of(use.server_ip))
             for key, queue in sorted_.items():
                 if key[0] in near and key[1] in names:
@@ -575,12 +579,10 @@ class Lookups:
                 yield self.at[row], self._at_reply[row]
 
 
-@lru_cache(4096)
-def _network(ip: str) -> dict[int, str]:
-    """The other addresses of an IPv4 /24, by their hash."""
-    head, dot, _ = ip.rpartition(".")
-    others = (f"{head}.{n}" for n in range(256)) if dot and ":" not in ip else ()
-    return {hash(other): other for other in others if other != ip}
+@lru_cache(256)
+def _network(head: str) -> dict[int, str]:
+    """The addresses of an IPv4 /24, by their hash."""
+    return {hash(ip): ip for ip in (f"{head}.{n}" for n in range(256))} if head else {}
 
 
 def _result(t: Transaction) -> int:

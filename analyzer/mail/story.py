@@ -320,6 +320,7 @@ class Story:
         """Nothing more will come: tell it.  `asked`: sessions of which one wants to know the message."""
         if self._archive is not None:
             self._put_away()
+        self._feeders = {}
         return _Telling(self, asked).told(each)
 
 
@@ -470,7 +471,7 @@ class _Telling:
             roles.assign(part.traces, self.scene)
             self.anomalies += [odd for trace in part.traces for odd in oddities.of(trace, self.scene)]
             yield self._part(part.traces, self.server_roles)
-            _unravel(part.traces)
+            unravel(part.traces)
 
     def found(self) -> Found:
         machines = [m for m in self.hosts.machines() if m.evidence or m.messages]
@@ -529,7 +530,7 @@ class _Telling:
         said = self.servers.hear(traces)
         if hold:
             return _Heard(traces, said)
-        _unravel(traces)
+        unravel(traces)
         return None
 
     def _hear_again(self, numbers: Any) -> _Heard:
@@ -771,12 +772,13 @@ class _Telling:
                     found[key] = trace.id if found.get(key, trace.id) == trace.id else None
 
 
-def _unravel(traces: list[Trace]) -> None:
+def unravel(traces: list[Trace]) -> None:
     """Leave no circles behind: the collector may be off."""
     for trace in traces:
         for leg in trace.legs:
             leg.trace = leg.parent = leg.children = None
         trace.legs = []
+        trace.parent = trace.lost = trace.steps = None
 
 
 class _Call(NamedTuple):

@@ -7,6 +7,7 @@ Rules:
 3. A web that loses some of its sightings is woven anew from the others.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
@@ -27,8 +28,8 @@ class Open:
         self.sightings = sightings
         self.events: list[object] = []
         """Lookups, sessions, attempts and mailbox events that it was told with; they are no other message's."""
-        self.evidence: Counter[tuple[str, str, str]] = Counter()
-        """(address, role, rule) and how often its hops made it hold."""
+        self.evidence: list[tuple[str, str, str]] = []
+        """(address, role, rule) of each time that its hops made it hold."""
         self.ips: tuple[str, ...] = ()
         """First addresses of the machines that had part in it."""
         self.waits: list[tuple[str, float | None, float | None]] = []
@@ -47,15 +48,15 @@ class Web:
         self.changed = True
         """Not told since something came to it."""
         self.told: list[Open] = []
-        self.ends: set[Ends] = set()
+        self.ends: frozenset[Ends] = frozenset()
         """As of the last telling."""
-        self.claims: set[Claim] = set()
-        self.passed: set[int] = set()
+        self.claims: frozenset[Claim] = frozenset()
+        self.passed: frozenset[int] = frozenset()
         """Hashes of the addresses of clients that trace fields name."""
         self.octets = 0
-        self.strong: list[int] = []
-        self.faint: list[int] = []
-        self.sought: list[int] = []
+        self.strong = array("q")
+        self.faint = array("q")
+        self.sought = array("q")
 
 
 class Webs:
@@ -66,7 +67,8 @@ class Webs:
         self._webs: dict[int, Web] = {}
         self._number = 0
         self._strong: dict[int, Web] = {}
-        self._faint: dict[int, set[Web]] = {}
+        self._faint: dict[int, Web | set[Web]] = {}
+        """One web, or all those that have the key."""
         self._sought: Counter[int] = Counter()
         self._of: dict[int, Web] = {}
         """By id of a sighting."""
@@ -108,7 +110,7 @@ class Webs:
         met = {id(web): web for key in strong if (web := self._strong.get(key)) is not None}
         for key in faint:
             if key in sought or key in self._sought:
-                for web in self._faint.get(key, ()):
+                for web in _webs(self._faint.get(key)):
                     met[id(web)] = web
         mine = max(met.values(), key=lambda web: len(web.sightings), default=None)
         if mine is None:
@@ -122,14 +124,11 @@ class Webs:
                 self._strong[key] = mine
                 mine.strong.append(key)
         for key in faint:
-            holders = self._faint.setdefault(key, set())
-            if mine not in holders:
-                holders.add(mine)
-                mine.faint.append(key)
+            self._have(key, mine)
         self._sought.update(sought)
-        mine.sought += sought
+        mine.sought.extend(sought)
         mine.claims |= keys.claims
-        mine.passed.update(keys.passed[0])
+        mine.passed = mine.passed.union(keys.passed[0])
         mine.sightings.append(s)
         mine.changed = True
         octets = _octets(s)
@@ -139,15 +138,33 @@ class Webs:
         self._of[id(s)] = mine
         return mine
 
+    def _have(self, key: int, web: Web) -> None:
+        holders = self._faint.get(key)
+        if holders is None:
+            self._faint[key] = web
+        elif holders is web or (isinstance(holders, set) and web in holders):
+            return
+        elif isinstance(holders, set):
+            holders.add(web)
+        else:
+            self._faint[key] = {holders, web}
+        web.faint.append(key)
+
+    def _have_not(self, key: int, web: Web) -> None:
+        holders = self._faint[key]
+        if holders is web:
+            del self._faint[key]
+        elif isinstance(holders, set):
+            holders.discard(web)
+            if not holders:
+                del self._faint[key]
+
     def _merge(self, mine: Web, other: Web) -> None:
         for key in other.strong:
             self._strong[key] = mine
         for key in other.faint:
-            holders = self._faint[key]
-            holders.discard(other)
-            if mine not in holders:
-                holders.add(mine)
-                mine.faint.append(key)
+            self._have_not(key, other)
+            self._have(key, mine)
         for s in other.sightings:
             self._of[id(s)] = mine
         for told in other.told:
@@ -166,10 +183,7 @@ class Webs:
         for key in web.strong:
             del self._strong[key]
         for key in web.faint:
-            holders = self._faint[key]
-            holders.discard(web)
-            if not holders:
-                del self._faint[key]
+            self._have_not(key, web)
         for key in web.sought:
             self._sought[key] -= 1
             if not self._sought[key]:
@@ -177,6 +191,7 @@ class Webs:
         for s in web.sightings:
             del self._of[id(s)]
         del self._webs[web.number]
+        web.told = []  # no circle is left: they know their web
         self.count -= len(web.sightings)
         self.octets -= web.octets
         gone = set(map(id, leaving))
@@ -185,9 +200,15 @@ class Webs:
                 self.add(s)
 
 
-def ends_of_all(sightings: Iterable[Sighting]) -> set[Ends]:
+def _webs(holders: Web | set[Web] | None) -> Iterable[Web]:
+    if holders is None:
+        return ()
+    return holders if isinstance(holders, set) else (holders,)
+
+
+def ends_of_all(sightings: Iterable[Sighting]) -> frozenset[Ends]:
     """Who passed these messages to whom."""
-    return set(map(ends_of, sightings))
+    return frozenset(map(ends_of, sightings))
 
 
 def _about(s: Sighting) -> Iterator[int]:

@@ -28,7 +28,7 @@ class _Bare(NamedTuple):
 
 
 class Offers:
-    """Who offers STARTTLS, and whose offer was taken away.  `feed` it sessions that are over, then `settle` once."""
+    """Who offers STARTTLS, and whose offer was taken away.  `feed` it sessions that are over, then `settle`."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -60,21 +60,24 @@ class Offers:
         ts = info.ts_greeted if info.ts_greeted is not None else conn.ts
         self._bare.append(_Bare(info.session_id, info.source, ts, info.frame_greeted, server, reason))
 
-    def settle(self) -> list[Anomaly]:
-        """Nothing more will come: what was taken away, named."""
+    def settle(self, until: int | None = None) -> list[Anomaly]:
+        """What was taken away, named: in all sessions, or in those that began by a time."""
         found: list[Anomaly] = []
-        for bare in self._bare:
+        bare_ones = [bare for bare in self._bare if until is None or bare.ts <= until]
+        for bare in bare_ones:
             others = self._offers.get(bare.server, 0)
             detail = bare.reason
             if not detail and others:
                 detail = f"no offer of STARTTLS here, by a server that makes it in {others:,} other sessions"
             if detail:
-                self._stripped.add(bare.session_id)
+                if len(self._stripped) < self._limits.starttls_sessions:
+                    self._stripped.add(bare.session_id)
                 found.append(Anomaly(bare.ts, bare.source, bare.session_id, None, "starttls_stripped", detail, bare.frame))
         if self._dropped:
             detail = f"{self._dropped:,} sessions beyond the limit"
             found.append(Anomaly(None, "", None, None, "starttls_unchecked", detail, None))
-        self._bare.clear()
+            self._dropped = 0
+        self._bare = [bare for bare in self._bare if until is not None and bare.ts > until]
         return found
 
     def row(self, row: SessionRow) -> SessionRow:

@@ -88,23 +88,25 @@ class Parts:
                 os.ftruncate(fd, before + bytes(view[:done]).rfind(b"\n") + 1)
             raise _failure(self.directory, error) from None
 
-    def show_open(self, table: str, rows: Mapping[str, Iterable[Any]], held: Container[str] = ()) -> None:
+    def show_open(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]], held: Container[str] = ()) -> None:
         """Replace rows of what is open: `rows` are new, by their owners; of the others those of `held` stay as they are."""
-        stay = {owner: place for owner, place in self._places[table].items() if owner in held and owner not in rows}
-        if not rows and len(stay) == len(self._places[table]):
-            return
         path = self.directory / f"{table}{OPEN}"
         temporary = self.directory / f".{table}{OPEN}.{os.getpid()}"
         places: dict[str, tuple[int, int]] = {}
         try:
             with open(temporary, "wb") as new:
-                if stay:
-                    with open(path, "rb") as old:
-                        _copy(old, new, stay, places)
-                for owner, mine in rows.items():
+                for owner, mine in rows:
                     start = new.tell()
                     new.write("".join(self._format[table](list(mine))).encode())
                     places[owner] = start, new.tell()
+                before = self._places[table]
+                stay = {owner: place for owner, place in before.items() if owner in held and owner not in places}
+                if len(stay) == len(before) and not places:
+                    temporary.unlink()
+                    return
+                if stay:
+                    with open(path, "rb") as old:
+                        _copy(old, new, stay, places)
             temporary.replace(path)
         except OSError as error:
             with suppress(OSError):

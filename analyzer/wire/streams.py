@@ -384,6 +384,10 @@ class Streams:
         rest: I64 = every[~(again | fresh)]
         return rest
 
+    def list_attempts_anew(self) -> None:
+        """For a capture without end: as many more connection attempts may be listed one by one."""
+        self._listed = 0
+
     def _forget_half(self, slots: I64) -> None:
         """Count SYNs that were never answered, and list those to mail ports."""
         flows = self._flows

@@ -27,11 +27,8 @@ def forgetful(limits: Limits) -> tuple[Tables, list[int]]:
     for frames in files.read(STORY, limits, info):
         pipeline.feed(frames)
         ledger.retell()
-        done = ledger.settle(int(frames.ts[-1]))
-        if done is not None:
-            for table in ("messages", "hops", "recipients", "deliveries", "timeline", "links", "dns", "anomalies"):
-                for row in getattr(done, table):
-                    sink.put(table, row)
+        for table, row in ledger.settle(int(frames.ts[-1])):
+            sink.put(table, row)
         held.append(ledger.held)
     return pipeline.finish([info]), held
 
