@@ -426,7 +426,7 @@ class Lookups:
                     queues.setdefault(key, []).append(row)
         sorted_ = {key: Queue(sorted(rows, key=self._when)) for key, rows in queues.items()}
         askers = {key[0] for key in sorted_}
-        for use in strangers:
+        for use in strangers if askers else ():
             network = _network(use.client_ip.rpartition(".")[0] if ":" not in use.client_ip else "")
             near = {asker: ip for asker, ip in network.items() if asker in askers and ip != use.client_ip}
             names = set(self.owners_of(use.server_ip))

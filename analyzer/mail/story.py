@@ -48,7 +48,7 @@ _AGAIN = ("deferred", "aborted", "unknown")
 _AT_ONCE = 1_000_000_000
 """The next exchanger is tried this soon after a connection was refused."""
 _LOOK_BACK = 16
-_PARTS_HELD = 4
+_PARTS_HELD = 6
 """Later parts that stay in memory between the roles of servers and the rest; the others are made twice."""
 _MAILBOX_PORTS = (110, 143, 993, 995)
 """Connections there are made for no message."""
@@ -187,12 +187,12 @@ class Told:
 
     def dns(self, t: Transaction) -> Transaction:
         """The row of a lookup with what it was for."""
-        leg = self.lookups.find(t)
+        leg = self.lookups.find(t) if self.lookups.bound else None
         trace_id = hop = None
         if leg is not None and leg.trace is not None:
             trace_id, hop = leg.trace.id, leg.number
-        roles_ = (self.client_roles.get(t.client_ip), self.server_roles.get(t.server_ip))
-        return Transaction._make((*t[:_TRACE], trace_id, hop, *roles_, *t[_TRACE + 4 :]))
+        added = (trace_id, hop, self.client_roles.get(t.client_ip), self.server_roles.get(t.server_ip))
+        return tuple.__new__(Transaction, t[:_TRACE] + added + t[_TRACE + 4 :])
 
     def anomaly(self, row: Anomaly) -> Anomaly:
         """The row of an anomaly with its message, when its session carried just one."""

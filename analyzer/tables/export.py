@@ -113,10 +113,6 @@ def _compiled(table: Table, keyed: bool, cells: dict[str, str], names: dict[str,
     return formatter
 
 
-def _json_time(ts: int) -> str:
-    return f'"{_DAYS[ts // _SECOND]}.{str(ts % _SECOND + _SECOND)[1:]}Z"'
-
-
 def _json_list(values: Sequence[Any]) -> str:
     try:
         return "[" + ",".join(map(encode_basestring_ascii, values)) + "]"
@@ -125,7 +121,7 @@ def _json_list(values: Sequence[Any]) -> str:
 
 
 _JSON_CELLS = {
-    "time": "null if v is None else time(v)",
+    "time": """null if v is None else f'"{days[v // 1000000000]}.{v % 1000000000:09d}Z"'""",
     "seconds": "null if v is None else seconds[v]",
     "float": "null if v is None else seconds[v]",
     "int": "null if v is None else v",
@@ -135,7 +131,7 @@ _JSON_CELLS = {
 }
 _JSON_NAMES = {
     "null": "null",
-    "time": _json_time,
+    "days": _DAYS,
     "seconds": _DURATIONS,
     "truth": {None: "null", False: "false", True: "true"},
     "text": encode_basestring_ascii,
@@ -176,7 +172,9 @@ def _csv_quoted(text: str) -> str:
     return text
 
 
-_CSV_CELLS = {kind: cell.replace("null", "none") for kind, cell in _JSON_CELLS.items()}
+_CSV_CELLS = {kind: cell.replace("null", "none") for kind, cell in _JSON_CELLS.items()} | {
+    "time": "none if v is None else time(v)"
+}
 _CSV_NAMES = {
     "none": "",
     "time": iso,
