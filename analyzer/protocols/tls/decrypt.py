@@ -9,6 +9,7 @@ import hmac
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from struct import Struct
 from typing import Any, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -25,6 +26,10 @@ Opened = tuple[int, bytes]
 """Type of the content, and the content."""
 Ran = tuple[list[bytes | memoryview], list[int], int]
 """Contents of records, the positions behind them, and the type of the last."""
+_RECORD_HEADER = Struct("!BHH")
+"""Type, version, size."""
+_PSEUDO_HEADER = Struct("!QBHH")
+"""Sequence number, type, version, size of the content."""
 _SMALL = 512
 """Octets that are copied rather than looked at through a view."""
 
@@ -226,7 +231,7 @@ class _Opener13:
         """TLSInnerPlaintext out of TLSCiphertext (RFC 8446 5.2), padding taken off."""
         if self._key is None or kind != APPLICATION_DATA or len(fragment) <= self._cipher.tag:
             return None
-        header = bytes((kind,)) + version.to_bytes(2, "big") + len(fragment).to_bytes(2, "big")
+        header = _RECORD_HEADER.pack(kind, version, len(fragment))
         inner = _open(self._key, (self._iv ^ self.sequence).to_bytes(12, "big"), fragment, header)
         inner = inner.rstrip(b"\0") if inner is not None else None
         if not inner:
@@ -248,7 +253,7 @@ class _Opener13:
                 end = begin + (buf[pos + 3] << 8 | buf[pos + 4])
                 if end > size:
                     break
-                inner = decrypt((iv ^ sequence).to_bytes(12, "big"), octets[begin:end], octets[pos:begin])
+                inner = decrypt((iv ^ sequence).to_bytes(12, "big"), octets[begin:end], buf[pos:begin])
                 if inner[-1] == 0:
                     inner = inner.rstrip(b"\0")
                 kind = inner[-1]
@@ -300,7 +305,7 @@ class _Opener12:
 
     def header(self, kind: int, version: int, size: int) -> bytes:
         """What the tag or MAC covers besides the content (RFC 5246 6.2.3.1)."""
-        return self.sequence.to_bytes(8, "big") + bytes((kind,)) + version.to_bytes(2, "big") + size.to_bytes(2, "big")
+        return _PSEUDO_HEADER.pack(self.sequence, kind, version, size)
 
     def finished(self) -> None:
         """Nothing: keys change at ChangeCipherSpec."""
@@ -334,14 +339,14 @@ class _Aead12(_Opener12):
         explicit, whole = self._explicit, int.from_bytes(self._iv, "big")
         overhead = explicit + self._tag
         try:
-            while pos + RECORD < size and buf[pos] == APPLICATION_DATA:
+            while pos + RECORD < size:
+                kind, version, length = _RECORD_HEADER.unpack_from(buf, pos)
                 begin = pos + RECORD
-                end = begin + (buf[pos + 3] << 8 | buf[pos + 4])
-                length = end - begin - overhead
-                if end > size or length < 0:
+                end = begin + length
+                if kind != APPLICATION_DATA or end > size or length < overhead:
                     break
                 nonce = iv + buf[begin : begin + explicit] if explicit else (whole ^ sequence).to_bytes(12, "big")
-                header = (sequence << 40 | int.from_bytes(buf[pos : pos + 3], "big") << 16 | length).to_bytes(13, "big")
+                header = _PSEUDO_HEADER.pack(sequence, kind, version, length - overhead)
                 contents.append(decrypt(nonce, octets[begin + explicit : end], header))
                 ends.append(end)
                 pos = end

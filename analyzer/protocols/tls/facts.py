@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 
 from analyzer.protocols.base import text
@@ -49,7 +50,7 @@ class Facts:
 
     def columns(self) -> dict[str, Any]:
         """The fields by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return dict(zip(self.__slots__, _values(self), strict=True))
 
     def offered(self, hello: ClientHello) -> None:
         """What the first ClientHello tells."""
@@ -80,3 +81,6 @@ class Facts:
         read, hashes = _certificate(tuple(chain[:1]))
         self.client_cert_sha256 = hashes[0]
         self.client_cert_subject = read.subject if read is not None else None
+
+
+_values = attrgetter(*Facts.__slots__)

@@ -133,9 +133,8 @@ def client_hello(body: bytes) -> ClientHello:
     found: dict[int, Any] = {}
     for kind, data in extensions(cursor):
         kinds.append(kind)
-        read = _OFFERS.get(kind)
-        if read is not None:
-            found[kind] = read(data)
+        if kind in _OFFERS:
+            found[kind] = _offer(kind, data)
     return ClientHello(
         random, found.get(SERVER_NAME), found.get(ALPN, ()), found.get(_EARLY_DATA, False), version, session_id, suites,
         tuple(kinds), found.get(_GROUPS, ()), found.get(_POINT_FORMATS, b""), found.get(_SIGNATURES, ()),
@@ -224,6 +223,12 @@ _OFFERS: dict[int, Callable[[bytes], Any]] = {
     _SUPPORTED_VERSIONS: lambda data: numbers(Octets(data).vector(1)),
 }
 """What is read of a ClientHello's extensions."""
+
+
+@lru_cache(maxsize=256)
+def _offer(kind: int, data: bytes) -> Any:
+    """What an extension says: clients of one kind say the same."""
+    return _OFFERS[kind](data)
 
 
 def certificates(body: bytes, version: int) -> list[bytes]:

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections import deque
 from copy import copy
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -98,31 +99,27 @@ _At = tuple[int | None, int | None, int]
 """Time, frame and acknowledgement of a segment."""
 
 
-class _Run:
-    """Plaintext without a gap that is not handed up yet, and its segments: the columns of a `Chunk` to be."""
+_Mark = tuple[int, int, int, int]
+"""Plaintext from a stream offset on came with a segment: its time, frame, and what it acknowledges of the other ciphertext."""
 
-    __slots__ = ("acks", "frames", "gap", "offset", "parts", "starts", "ts")
+
+_acknowledged = itemgetter(3)
+
+
+class _Run:
+    """Plaintext without a gap that is not handed up yet."""
+
+    __slots__ = ("gap", "marks", "offset", "parts")
 
     def __init__(self, gap: int, offset: int) -> None:
         self.gap = gap
         self.offset = offset
         self.parts: list[bytes | memoryview] = []
-        self.starts: list[int] = []
-        self.ts: list[int] = []
-        self.frames: list[int] = []
-        self.acks: list[int] = []
-        """What each segment acknowledges of the other direction's ciphertext."""
+        self.marks: list[_Mark] = []
 
-    def mark(self, offset: int, at: _At) -> None:
-        """Plaintext from a stream offset on came with a segment."""
-        self.starts.append(offset)
-        self.ts.append(at[0] or 0)
-        self.frames.append(at[1] or 0)
-        self.acks.append(at[2])
-
-    def split(self, segments: int) -> "_Run":
-        """What so many of its first segments brought, taken off."""
-        first, stop, done = _Run(self.gap, self.offset), self.starts[segments], 0
+    def split(self, marks: int) -> "_Run":
+        """What so many of its first marks tell of, taken off."""
+        first, stop, done = _Run(self.gap, self.offset), self.marks[marks][0], 0
         at = self.offset
         while at < stop:
             part = self.parts[done]
@@ -133,11 +130,8 @@ class _Run:
             first.parts.append(part)
             at += len(part)
             done += 1
-        del self.parts[:done]
-        for name in ("starts", "ts", "frames", "acks"):
-            column = getattr(self, name)
-            setattr(first, name, column[:segments])
-            del column[:segments]
+        first.marks = self.marks[:marks]
+        del self.parts[:done], self.marks[:marks]
         self.gap, self.offset = 0, stop
         return first
 
@@ -145,63 +139,64 @@ class _Run:
 class _Half:
     """One direction of the connection."""
 
+    need = RECORD
+    """Octets that must have come before it is worth looking again."""
+    started = False
+    """It is known what it begins with."""
+    seeking: int | None = None
+    """Stream offset of plaintext that came too early: the first record is behind it."""
+    lost = False
+    """Where the next record begins is not known."""
+    gap_bytes = 0
+    """Octets lost since the last record that could be opened."""
+    blind = False
+    """Nothing more is to be learnt from this direction."""
+    broken = False
+    """A handshake message is not whole: those after it cannot be told apart."""
+    specs = 0
+    """ChangeCipherSpec records so far."""
+    opener: "Opener | None" = None
+    unopened = 0
+    """Records in a row that could not be opened."""
+    unopened_at: _At | None = None
+    """The first of them."""
+    unread = 0
+    """Octets of all records that could not be opened."""
+    protected = False
+    """Records are encrypted from here on."""
+    ts_first: int | None = None
+    """First octet of its first record."""
+    ts_last: int | None = None
+    """Last octet so far."""
+    application_begin: int | None = None
+    """Stream offset of its first record of application data."""
+    begun: int | None = None
+    """Stream offset at which it was handed to this layer: its plaintext is counted from there."""
+    plain = 0
+    """Plaintext stream offset of the next octet to be opened."""
+    plain_gap = 0
+    """Gap before the next octet of plaintext: -1 where records were lost."""
+    spoke = False
+    """Some of its plaintext was read."""
+    held = 0
+    """Octets of plaintext not handed up yet."""
+    received = 0
+    """Ciphertext stream offset up to which everything has come or is known to be lost."""
+
     def __init__(self, limits: Limits, client: bool) -> None:
         self.client = client
         self.orig = client
         self.early: list[Chunk] = []
         """What came before it was known whether this is TLS."""
         self.inbox = Inbox(limits)
-        self.need = RECORD
-        """Octets that must have come before it is worth looking again."""
-        self.started = False
-        """It is known what it begins with."""
-        self.seeking: int | None = None
-        """Stream offset of plaintext that came too early: the first record is behind it."""
-        self.lost = False
-        """Where the next record begins is not known."""
-        self.gap_bytes = 0
-        """Octets lost since the last record that could be opened."""
-        self.blind = False
-        """Nothing more is to be learnt from this direction."""
         self.handshake = bytearray()
-        self.broken = False
-        """A handshake message is not whole: those after it cannot be told apart."""
-        self.specs = 0
-        """ChangeCipherSpec records so far."""
-        self.opener: Opener | None = None
-        self.unopened = 0
-        """Records in a row that could not be opened."""
-        self.unopened_at: _At | None = None
-        """The first of them."""
-        self.unread = 0
-        """Octets of all records that could not be opened."""
-        self.protected = False
-        """Records are encrypted from here on."""
-        self.ts_first: int | None = None
-        """First octet of its first record."""
-        self.ts_last: int | None = None
-        """Last octet so far."""
         self.application: list[tuple[int, int]] = []
         """Time and octets of its first records of application data."""
-        self.application_begin: int | None = None
-        """Stream offset of the first one."""
         self.early_pieces: list[tuple[bytes, _At, _At, int]] = []
         """Early data, whether the server takes it is not known yet: content of each record, the segments of its first and of its
         last octet, the offset behind it."""
-        self.begun: int | None = None
-        """Stream offset at which it was handed to this layer: its plaintext is counted from there."""
-        self.plain = 0
-        """Plaintext stream offset of the next octet to be opened."""
-        self.plain_gap = 0
-        """Gap before the next octet of plaintext: -1 where records were lost."""
-        self.spoke = False
-        """Some of its plaintext was read."""
         self.runs: deque[_Run] = deque()
         """Plaintext not handed up yet."""
-        self.held = 0
-        """Its octets."""
-        self.received = 0
-        """Ciphertext stream offset up to which everything has come or is known to be lost."""
         self.ends: tuple[list[int], list[int]] = ([], [])
         """Where records ended that were opened: offsets in the ciphertext's stream, and in the plaintext's."""
 
@@ -265,7 +260,7 @@ class Layer:
             return self._passed_on()
         if self.mode == "tls":
             self._pump(session, False)
-            return [chunk for half in self._halves for chunk in self._plain(half, False)]
+            return [chunk for half in self._halves if half.runs for chunk in self._plain(half, False)]
         return []
 
     def finish(self, session: Session) -> list[Chunk]:
@@ -380,7 +375,7 @@ class Layer:
 
     def _pump(self, session: Session, last: bool) -> None:
         for half in self._halves:
-            if not half.started:
+            if not half.started and (half.early or last):
                 self._start(half, last)
             if half.seeking is not None:
                 self._sought(half, session, last)
@@ -395,34 +390,43 @@ class Layer:
         """Read records as far as they have come; whether any was."""
         inbox, moved = half.inbox, False
         while not half.blind and half.seeking is None:
-            available = inbox.available
-            if half.lost and available and (available >= half.need or inbox.before_gap):
-                half.lost = not _find(half)
+            if half.lost:
                 available = inbox.available
-            if not half.lost and available >= half.need:
+                if available and (available >= half.need or inbox.before_gap):
+                    half.lost = not _find(half)
+            if not half.lost and inbox.available >= half.need:
                 buf, pos = inbox.buf, inbox.pos
-                kind, version, size = _RECORD_HEADER.unpack_from(buf, pos)
-                if not CHANGE_CIPHER_SPEC <= kind <= HEARTBEAT or version >> 8 != 3 or size > LONGEST:
-                    self._damaged(half, session)
-                    moved = True
-                elif available < RECORD + size:
-                    half.need = RECORD + size
-                elif kind == APPLICATION_DATA and half.opener is not None and self._run(half):
+                size = len(buf)
+                while size - pos >= half.need:
+                    kind, version, octets = _RECORD_HEADER.unpack_from(buf, pos)
+                    end = pos + RECORD + octets
+                    if version >> 8 != 3 or octets > LONGEST or not CHANGE_CIPHER_SPEC <= kind <= HEARTBEAT:
+                        self._damaged(half, session)
+                        moved = True
+                        break
+                    if end > size:
+                        half.need = RECORD + octets
+                        break
+                    if kind == APPLICATION_DATA and half.opener is not None and self._run(half):
+                        pass
+                    elif kind == HANDSHAKE and not half.protected:
+                        ts = self._begun(half)
+                        inbox.pos = end
+                        self._handshake(half, buf[pos + RECORD : end], ts)
+                    elif self._must_wait(half, kind):
+                        return moved
+                    elif kind == APPLICATION_DATA and not half.protected:
+                        half.protected = True
+                        self._prepare(half, max(half.specs, 1))
+                    else:
+                        self._record(half, kind, version, octets, session)
                     half.need = RECORD
                     moved = True
-                elif kind == HANDSHAKE and not half.protected:
-                    half.need = RECORD
-                    ts = self._begun(half)
-                    end = inbox.pos = pos + RECORD + size
-                    self._handshake(half, buf[pos + RECORD : end], ts)
-                    moved = True
-                elif self._must_wait(half, kind):
-                    return moved
-                else:
-                    half.need = RECORD
-                    self._record(half, kind, version, size, session)
-                    moved = True
-                continue
+                    pos = inbox.pos
+                    if half.blind:
+                        break
+                if half.lost or half.blind:
+                    continue
             if not inbox.has_gap:
                 return moved
             before, lost = inbox.available, inbox.take_gap()
@@ -510,9 +514,6 @@ class Layer:
                 half.protected, half.opener, half.gap_bytes = True, None, 0
                 self._prepare(half, half.specs)
             return
-        if kind == APPLICATION_DATA and not half.protected:
-            half.protected = True
-            self._prepare(half, max(half.specs, 1))
         if not half.protected:
             if kind == ALERT:
                 self._alert(half, fragment, inbox.segment_at(inbox.offset - 1), session)
@@ -607,53 +608,48 @@ class Layer:
         contents, ends, inner = opener.run(buf, pos)
         if not ends:
             return False
-        if len(half.application) < _EARLY:
-            self._counted(half, ends)
         if not half.spoke:
             half.unread = 0  # what came before was no application data
         other = contents.pop() if inner != APPLICATION_DATA else b""
-        if any(contents):
+        begin, plain, (theirs, ours) = base + pos, half.plain, half.ends
+        if half.application_begin is None:
+            half.application_begin = begin
+        first, room = half.application, _EARLY - len(half.application)
+        marks: list[_Mark] = []
+        for content, stop in zip(contents, ends, strict=False):
+            end, octets = base + stop, len(content)
+            if room > 0:
+                room -= 1
+                first.append((times[i], end - begin))
+                begin = end
+            if octets:
+                marks.append((plain, times[i], frames[i], acks[i]))
+                plain += octets
+            if i < later and starts[i + 1] < end:  # the record came in several segments
+                i = bisect_right(starts, end - 1, i) - 1
+                if octets > 1:
+                    marks.append((plain - 1, times[i], frames[i], acks[i]))
+            while i < later and starts[i + 1] <= end:
+                i += 1
+            theirs.append(end)
+            ours.append(plain)
+        if marks:
             self.info.visibility = "decrypted"
             half.spoke = True
             if not half.runs:
                 half.runs.append(_Run(0, half.plain))
-            run, plain, (theirs, ours) = half.runs[-1], half.plain, half.ends
-            for content, stop in zip(contents, ends, strict=False):
-                end, octets = base + stop, len(content)
-                if octets:
-                    run.starts.append(plain)
-                    run.ts.append(times[i])
-                    run.frames.append(frames[i])
-                    run.acks.append(acks[i])
-                    plain += octets
-                if i < later and starts[i + 1] < end:  # the record came in several segments
-                    i = bisect_right(starts, end - 1, i) - 1
-                    if octets > 1:
-                        run.starts.append(plain - 1)
-                        run.ts.append(times[i])
-                        run.frames.append(frames[i])
-                        run.acks.append(acks[i])
-                while i < later and starts[i + 1] <= end:
-                    i += 1
-                theirs.append(end)
-                ours.append(plain)
+            run = half.runs[-1]
             run.parts += contents
+            run.marks += marks
             half.held += plain - half.plain
             half.plain = plain
             self._forget_ends(half)
-        inbox.pos = ends[-1]
+        end = inbox.pos = ends[-1]
+        if inner != APPLICATION_DATA and room > 0:
+            first.append((times[i], base + end - begin))
         if inner == HANDSHAKE:
-            begin = base + (ends[-2] if len(ends) > 1 else pos)
-            self._handshake(half, bytes(other), inbox.segment_at(begin)[0] or 0)
+            self._handshake(half, bytes(other), times[i])
         return True
-
-    def _counted(self, half: _Half, ends: list[int]) -> None:
-        """The first records of application data."""
-        inbox = half.inbox
-        begin = inbox.offset
-        for end in ends[: _EARLY - len(half.application)]:
-            self._count(half, begin, inbox.base + end - begin, inbox.segment_at(begin)[0] or 0)
-            begin = inbox.base + end
 
     @staticmethod
     def _forget_ends(half: _Half) -> None:
@@ -669,11 +665,11 @@ class Layer:
             half.plain_gap = 0
         run = half.runs[-1]
         run.parts.append(content)
-        run.mark(half.plain, first)
+        run.marks.append((half.plain, first[0] or 0, first[1] or 0, first[2]))
         half.plain += len(content)
         half.held += len(content)
         if last != first and len(content) > 1:  # the record came in several segments
-            run.mark(half.plain - 1, last)
+            run.marks.append((half.plain - 1, last[0] or 0, last[1] or 0, last[2]))
         half.ends[0].append(end)
         half.ends[1].append(half.plain)
         self._forget_ends(half)
@@ -779,26 +775,26 @@ class Layer:
         last = last or other.blind or half.held > self.limits.tls_waiting_bytes
         while half.runs:
             run, known = half.runs[0], other.received
-            if last or (run.acks[0] <= known and max(run.acks) <= known):
-                half.runs.popleft()
-                chunks.append(self._chunk(half, other, run))
-                continue
-            ready = next(i for i, ack in enumerate(run.acks) if ack > known)
-            if run.starts[ready] > run.offset:
-                chunks.append(self._chunk(half, other, run.split(ready)))
-            break
+            if not last and max(map(_acknowledged, run.marks)) > known:
+                ready = next(i for i, mark in enumerate(run.marks) if mark[3] > known)
+                if run.marks[ready][0] > run.offset:
+                    chunks.append(self._chunk(half, other, run.split(ready)))
+                break
+            half.runs.popleft()
+            chunks.append(self._chunk(half, other, run))
         return chunks
 
     def _chunk(self, half: _Half, other: _Half, run: _Run) -> Chunk:
+        starts, ts, frames, acks = map(list, zip(*run.marks, strict=True))
         told: list[int] = []
         before = at = -1
-        for ack in run.acks:
+        for ack in acks:
             if ack != before:
                 before, at = ack, _in_plaintext(other, ack)
             told.append(at)
         data = b"".join(run.parts) if len(run.parts) > 1 else bytes(run.parts[0])
         half.held -= len(data)
-        return Chunk(half.orig, run.gap, run.offset, data, run.starts, run.ts, run.frames, told)
+        return Chunk(half.orig, run.gap, run.offset, data, starts, ts, frames, told)
 
 
 def _in_plaintext(half: _Half, offset: int) -> int:
