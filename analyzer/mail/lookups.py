@@ -1,7 +1,8 @@
 """DNS lookups and the hops they served.
 
 Rules:
-1. A lookup serves one hop: the first that needed it.  What was answered from a cache leaves no lookup, and nothing is made up.
+1. A lookup serves one hop: the first that needed it.  What was answered from a cache leaves no lookup: it is said of a hop whose
+   client asked nothing for it, though other questions of that client are in the capture.
 2. A client's lookups come before its connection: exchangers of the recipients' domains, addresses of these, or of the server it
    was told to use; of several alike the last one before the connection.
 3. A server's lookups come during the session: who is this client (PTR and back), may this sender (SPF, DKIM, DMARC, MX).
@@ -135,6 +136,8 @@ class Lookups:
         """Server address -> [answers with RA, answers with AA, questions without RD, questions, first ts, last ts]."""
         self.bound: dict[int, Leg] = {}
         """Row -> the hop it served."""
+        self.cached: dict[Leg, int] = {}
+        """Hop whose client asked nothing for it -> the row whose answer it can have used again, -1: none in the capture."""
         self.neighbours: dict[int, str] = {}
         """Row -> who asked, where that is not an end of the hop it served."""
         self._rows_of: dict[int, dict[str, list[int]]] = {}
@@ -271,6 +274,11 @@ class Lookups:
         """What came back: `NOTHING RECORDS OWN_RECORDS NO_DATA NO_NAME FAILURE`."""
         return self._result[row]
 
+    def target(self, leg: Leg) -> str:
+        """What a hop's client had to find: the recipients' domain, or its own server."""
+        found = _domains((leg,)) if leg.kind == "relay" else self.owners_of(leg.server_ip or "")
+        return found[0] + "." if found else leg.server_ip or ""
+
     def when(self, row: int) -> tuple[int, str, int, int]:
         """When it was answered (common clock), and something for every tie."""
         return (max(self._at_reply[row], self.at[row]), self.source(row), self.frame[row], self._id[row])
@@ -352,7 +360,7 @@ class Lookups:
         taken: dict[int, Leg | None] = dict.fromkeys(self._elsewhere)
         for machine, theirs in by_server.items():
             self._callers(self._rows_of[machine], theirs, taken)
-        served: dict[int, set[tuple[int, str, int]]] = {machine: set() for machine in by_client}
+        served: dict[int, dict[tuple[int, str, int], int]] = {machine: {} for machine in by_client}
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _SOON)
         for machine, theirs in by_server.items():
@@ -360,7 +368,8 @@ class Lookups:
         self._neighbours(hosts, uses, taken)
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
-            self._next_hops(self._rows_of[machine], again[machine], taken, set(), _SOON)
+            self._exchange(self._rows_of[machine], theirs, taken, served[machine])
+            self._next_hops(self._rows_of[machine], again[machine], taken, {}, _SOON)
             self._leftovers(self._rows_of[machine], theirs, taken)
         self.bound = {row: leg for row, leg in taken.items() if leg is not None}
         for row in sorted(self.bound, key=self._when):
@@ -368,13 +377,34 @@ class Lookups:
             if leg.dns is None:
                 leg.dns = []
             leg.dns.append(row)
+        for machine, theirs in by_client.items():
+            self._from_cache(self._rows_of[machine], theirs)
+
+    def _from_cache(self, names: dict[str, list[int]], uses: list[Use]) -> None:
+        """Rule 1: hops for which their client needed to know an address and asked nothing."""
+        for use in uses:
+            leg, session = use.leg, use.session
+            if leg is None or session is None or leg.index > 1 or leg.kind not in ("submit", "relay"):
+                continue
+            if session.connection.start != "handshake" or any(self._for_way(row, leg) for row in leg.dns or ()):
+                continue
+            before: list[int] = []
+            for name in self._targets(use, names):
+                rows = names[name]
+                at = bisect_right(rows, use.syn + _MS, key=self.at.__getitem__)
+                before += [row for row in rows[max(at - _ACTIVE, 0) : at] if self.purpose(row) in _OUTWARD]
+            self.cached[leg] = max(before, key=self._when, default=-1)
+
+    def _for_way(self, row: int, leg: Leg) -> bool:
+        """Whether a lookup of a hop is its client's for the way to the server."""
+        return self.purpose(row) in _OUTWARD and (row in self.neighbours or self.is_by(row, leg.client))
 
     def _next_hops(
         self,
         names: dict[str, list[int]],
         uses: list[Use],
         taken: dict[int, Leg | None],
-        served: set[tuple[int, str, int]],
+        served: dict[tuple[int, str, int], int],
         within: int,
     ) -> None:
         """Rule 2: connections from the first to the last, each takes the last free lookup of a kind before it."""
@@ -391,7 +421,40 @@ class Lookups:
                     row = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - within))
                     if row is not None:
                         taken[row] = use.leg
-                        served.add((n, name, kind))
+                        served[n, name, kind] = row
+
+    def _exchange(
+        self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None], served: dict[tuple[int, str, int], int]
+    ) -> None:
+        """Rule 2: who got none may have the one of another that has an earlier one to take instead."""
+        owners = {row: key for key, row in served.items()}
+        for n, use in enumerate(uses):
+            for name in self._targets(use, names):
+                rows = names[name]
+                for kind in self._kinds_near(rows, use.syn):
+                    if self._kind_words[kind][1] not in _OUTWARD or (n, name, kind) in served:
+                        continue
+                    for row in self._window(rows, kind, use):
+                        owner = owners.get(row)
+                        if owner is None:
+                            continue
+                        other = uses[owner[0]]
+                        free = next((r for r in self._window(rows, kind, other) if r not in taken), None)
+                        if free is not None:
+                            taken[row], taken[free] = use.leg, other.leg
+                            served[n, name, kind], served[owner] = row, free
+                            owners[row], owners[free] = (n, name, kind), owner
+                            break
+
+    def _window(self, rows: list[int], kind: int, use: Use) -> Iterator[int]:
+        """Lookups of a kind that can have been for a connection, latest first."""
+        at = bisect_right(rows, use.syn + _MS, key=self.at.__getitem__)
+        since = max(use.floor, use.syn - _LATE)
+        for row in reversed(rows[max(at - _ACTIVE, 0) : at]):
+            if self.at[row] < since:
+                return
+            if self._kind[row] == kind:
+                yield row
 
     def _kinds_near(self, rows: list[int], ts: int) -> list[int]:
         at = bisect_right(rows, ts + _MS, key=self.at.__getitem__)

@@ -118,8 +118,9 @@ class Step(NamedTuple):
     hop: Annotated[int | None, "the hop it belongs to"]
     event: Annotated[
         str,
-        "`dns_query dns_answer connect banner greeting starttls tls auth mail rcpt data eom accepted rejected deferred "
-        "aborted claimed notified retrieved flagged copied moved deleted expunged appended`",
+        "`dns_query dns_answer dns_cached connect banner greeting starttls tls auth mail rcpt data eom accepted rejected "
+        "deferred aborted claimed notified retrieved flagged copied moved deleted expunged appended`; `dns_cached`: the client "
+        "asked nothing for this hop, though its questions are in the capture (the frame is of the earlier answer, if any)",
     ]
     actor_ip: Annotated[str | None, "who acted"]
     actor_role: Annotated[str | None, "in which role"]

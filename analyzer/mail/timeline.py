@@ -291,8 +291,8 @@ def _decoded(found: re.Match[str]) -> str:
 _RANK = {
     event: rank
     for rank, event in enumerate(
-        "claimed dns_query dns_answer connect banner greeting starttls tls auth mail rcpt data eom accepted rejected deferred "
-        "aborted appended retrieved notified flagged copied moved deleted expunged".split()
+        "claimed dns_query dns_answer dns_cached connect banner greeting starttls tls auth mail rcpt data eom accepted rejected "
+        "deferred aborted appended retrieved notified flagged copied moved deleted expunged".split()
     )
 }
 Ends = tuple[str | None, str | None, str | None, str | None]
@@ -310,6 +310,8 @@ def steps(trace: Trace, lookups: Lookups, server_roles: dict[str, str]) -> Itera
         _hop_steps(raw, leg)
         for row in leg.dns or ():
             _dns_steps(raw, leg, row, lookups, server_roles)
+        if leg in lookups.cached:
+            _cached_step(raw, leg, lookups.cached[leg], lookups, server_roles)
     for lost in trace.lost or ():
         _lost_steps(raw, lost)
     if trace.steps:
@@ -426,6 +428,23 @@ def _dns_steps(raw: list[Raw], leg: Leg, row: int, lookups: Lookups, server_role
         )
         told: Tail = (leg.number, "dns_answer", *other, *mine, said, "observed", source, None, lookups.reply_frame(row))
         _add(raw, at, _RANK["dns_answer"], told)
+
+
+def _cached_step(raw: list[Raw], leg: Leg, row: int, lookups: Lookups, server_roles: dict[str, str]) -> None:
+    """No lookup was made for a hop: what its client knew before."""
+    assert leg.session is not None
+    conn = leg.session.connection
+    client = (leg.client_ip, leg.client_role)
+    if row < 0:
+        said = f"{lookups.target(leg)}: no question in this capture, known before"
+        step: Tail = (leg.number, "dns_cached", *client, None, None, said, "observed", leg.session.source, None, None)
+    else:
+        server = lookups.server_ip(row)
+        passed = max(lookups.clocks.opened(leg) - lookups.at[row], 0) / 1e9
+        said = f"{lookups.qname(row)} {lookups.qtype(row)}: no question of its own, asked {passed:.3f} s before"
+        other = (server, server_roles.get(server))
+        step = (leg.number, "dns_cached", *client, *other, said, "observed", lookups.source(row), None, lookups.reply_frame(row))
+    _add(raw, conn.ts_syn or conn.ts, _RANK["dns_cached"], step)
 
 
 def _lost_steps(raw: list[Raw], lost: Lost) -> None:

@@ -392,10 +392,20 @@ def _arrows(trace: Trace, origin: int, lanes: _Lanes) -> Iterator[Arrow]:
         )
 
 
-_WORDS = {"dns_query": "?", "dns_answer": "", "eom": "message", "banner": "220", "accepted": "", "rejected": "", "deferred": ""}
+_WORDS = {
+    "dns_query": "?",
+    "dns_answer": "",
+    "dns_cached": "cached",
+    "eom": "message",
+    "banner": "220",
+    "accepted": "",
+    "rejected": "",
+    "deferred": "",
+}
 _KINDS = {
     "dns_query": "dns",
     "dns_answer": "dns",
+    "dns_cached": "dns",
     "connect": "connect",
     "banner": "reply",
     "accepted": "reply",

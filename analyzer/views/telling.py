@@ -263,7 +263,7 @@ class _Telling:
         for step in self.trace.timeline:
             if step.event in MAILBOX:
                 steps[step.hop].append(step)
-        for step in self.trace.failed():
+        for step in (*self.trace.failed(), *self.trace.cached()):
             tried[step.hop].append(step)
         for recipient in self.trace.recipients:
             recipients[recipient.hop].append(recipient)
@@ -371,12 +371,15 @@ class _Telling:
         return [*words, f"{more:,} more"] if more > 0 else words
 
     def around(self, rows: Iterable[Transaction], steps: Iterable[Step]) -> None:
-        """Lookups, and connections that came to nothing, in time order."""
+        """Lookups, those that a cache spared, and connections that came to nothing, in time order."""
         events: list[Question | Step] = [*asked(rows), *steps]
         events.sort(key=lambda event: event.ts or 0)
         for event in events[:LINES]:
             if isinstance(event, Question):
                 self.lookup(event)
+            elif event.event == "dns_cached":
+                who, said = self.called(event.actor_ip), self.look.short(event.detail, 90)
+                self.row(event.ts, None, [Span("dns", "dim"), f"{who} asks nothing:", Span(said, "dim")])
             else:
                 self.failed(event)
         if len(events) > LINES:

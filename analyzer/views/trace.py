@@ -160,6 +160,10 @@ class Trace:
         """Connections made for the message that came to nothing: refused, unanswered, or over before a word was said."""
         return [step for step in self.timeline if step.event == "connect" and step.session_id is None]
 
+    def cached(self) -> list[Step]:
+        """Hops for which their client asked nothing, though its questions are in the capture."""
+        return [step for step in self.timeline if step.event == "dns_cached"]
+
     def waited(self, hop: Hop) -> tuple[int, float] | None:
         """The wait before a hop: since when (the parent hop's end, or the last try's), and seconds."""
         parent = next((h for h in self.hops if h.hop == hop.parent_hop), None)

@@ -80,3 +80,72 @@ def test_of_several_that_wait_the_one_left_that_needs_what_was_not_offered() -> 
         "user3@b.example": "delivered",
     }
     assert [m.message_id for m in rows(told.messages) if m.outcome == "bounced"] == ["<2@a.example>"]
+
+
+def said_cached(world: World) -> list[tuple[str | None, int | None, str | None, str, int | None]]:
+    """What is said of hops for which their client asked nothing: message, hop, client, words, frame."""
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    return [(names[s.trace_id], s.hop, s.actor_ip, s.detail, s.frame) for s in told.timeline if s.event == "dns_cached"]
+
+
+def relayed(world: World, *numbers: int) -> None:
+    """Messages from the MUA over the MSA to the MX, one by one."""
+    for n in numbers:
+        post = Post(world)
+        post.relay(post.submit(mail(n), ["hanako@b.example"], f"A{n}"), ["hanako@b.example"], f"B{n}")
+
+
+def test_an_answer_that_is_used_again_is_said() -> None:
+    world = World()
+    world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example.")
+    address = world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    relayed(world, 1)
+    world.pass_time(9)
+    relayed(world, 2)
+    (said,) = said_cached(world)
+    assert said[:3] == ("<2@a.example>", 2, MSA)
+    assert said[3].startswith("mail.b.example. A: no question of its own, asked 9.") and said[4] == address.reply_frame
+
+
+def test_an_answer_from_before_the_capture_is_said() -> None:
+    world = World()
+    world.lookup(MSA, "c.example", "MX", "MX 10 mail.c.example.")
+    relayed(world, 1)
+    assert said_cached(world) == [("<1@a.example>", 2, MSA, "b.example.: no question in this capture, known before", None)]
+
+
+def test_nothing_is_said_where_the_clients_questions_are_not_in_the_capture() -> None:
+    world = World()
+    world.lookup(MX, "a.example", "MX", "MX 10 smtp.a.example.")
+    relayed(world, 1)
+    assert said_cached(world) == []
+
+
+def test_a_further_message_on_an_open_connection_needs_no_answer() -> None:
+    world = World()
+    world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example.")
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    info = world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+    for n in (1, 2):
+        world.carry(info, "taro@a.example", ["hanako@b.example"], mail(n), queue_id=f"B{n}")
+    world.end(info)
+    assert said_cached(world) == []
+
+
+def test_who_asked_first_and_came_last_is_not_left_without() -> None:
+    world = World()
+    post = Post(world)
+    asked = []
+    messages = []
+    for n in (1, 2):
+        messages.append(post.submit(mail(n), ["hanako@b.example"], f"A{n}"))
+        asked.append(world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example."))
+        asked.append(world.lookup(MSA, "mail.b.example", "A", f"A {MX}"))
+        world.pass_time(1)
+    for n, message in enumerate(messages, 1):  # the second could not have asked before it came
+        post.relay(message, ["hanako@b.example"], f"B{n}")
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>"] * 2 + ["<2@a.example>"] * 2
+    assert not any(s.event == "dns_cached" for s in told.timeline)

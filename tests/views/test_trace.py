@@ -72,6 +72,17 @@ def test_a_server_that_refused_the_connection_is_told_before_the_one_that_took_t
     assert told < next(i for i, line in enumerate(lines) if line.startswith("   2 "))
 
 
+def test_what_a_client_knew_without_a_lookup_is_told_before_its_hop():
+    hop = synthetic.hop(2, client_name="msa", server_name="mx", client_ip="192.0.2.25", rcpt_to=["bob@example.net"])
+    values = {"trace_id": hop.trace_id, "seq": 1, "ts": hop.ts_start, "hop": 2, "event": "dns_cached", "basis": "observed"}
+    said = "example.net. MX: no question of its own"
+    lines = str(
+        Trace(synthetic.message(), hops=[hop], timeline=[synthetic.row(Step, **values, actor_ip=hop.client_ip, detail=said)])
+    )
+    told = next(i for i, line in enumerate(lines.splitlines()) if line.endswith(f"dns msa asks nothing: {said}"))
+    assert told < next(i for i, line in enumerate(lines.splitlines()) if line.startswith("   2 "))
+
+
 def test_the_hops_tell_times_replies_lookups_and_the_mailbox(trace):
     lines = part(trace, "Hops")
     assert "   1      +0.200   212 ms  submit MUA laptop (192.0.2.10) → MSA msa.example.org (192.0.2.25):587" in lines
