@@ -32,7 +32,8 @@ class Received(NamedTuple):
     by_ip: str | None
     """Address of the server, where its dialect tells (Exchange)."""
     protocol: str | None
-    """The `with` word, upper case: `ESMTPSA`, `LMTP`, `HTTP` (RFC 3848); for `local` deliveries `LOCAL`."""
+    """The `with` word, upper case: `ESMTPSA`, `LMTP`, `HTTP` (RFC 3848), with its S where a comment tells of TLS; for `local`
+    deliveries `LOCAL`."""
     id: str | None
     """What the server called the message; never a software build number."""
     recipient: str | None
@@ -69,7 +70,10 @@ _NOT_MAIL = {"LOCAL", "HTTP", "HTTPS", "MAPI", "UUCP", "STDIO", "PIPE", "BSMTP",
 _LOCAL = {"localhost", "localhost.localdomain", "userid", "user", "root", "unknown-local"}
 _WITH_AUTH = {"ESMTPA", "ESMTPSA", "LMTPA", "LMTPSA", "UTF8SMTPA", "UTF8SMTPSA", "UTF8LMTPA", "UTF8LMTPSA", "ASMTP", "ASMTPS"}
 _WITH_TLS = {"ESMTPS", "ESMTPSA", "LMTPS", "LMTPSA", "UTF8SMTPS", "UTF8SMTPSA", "UTF8LMTPS", "UTF8LMTPSA", "SMTPS", "ASMTPS"}
-_WITHOUT_TLS = {word.removesuffix("S") for word in _WITH_TLS if word.endswith("S")} | {"ESMTPA", "LMTPA", "ASMTP"}
+_TLS_FORM = {word[:-2] + "A" if word.endswith("SA") else word[:-1]: word for word in _WITH_TLS}
+_WITHOUT_TLS = frozenset(_TLS_FORM)
+_TLS_TOLD = re.compile(r"\b(?:TLS|SSL)(?:v?\d|_[A-Z])|\bcipher[= ]|(?<!not )\bencrypted", re.I)
+"""Servers that write no S (older sendmail, qmail and others) tell of TLS in a comment."""
 _MAPPED = bytes(10) + b"\xff\xff"
 _CLAUSES = {"from", "by", "via", "with", "id", "for"}
 _TOKEN = re.compile(r"[^\s();]+|[();]")
@@ -77,7 +81,7 @@ _PARENS = re.compile(r"[()]")
 _LITERAL = re.compile(r"\[(?:IPv6:)?([0-9A-Fa-f:.]{2,45})(?:%\w+)?\]", re.I)
 _BARE_V4 = re.compile(r"(?<![\w.])(\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})(?![\w.])")
 _BUILD = re.compile(r"\d+\.\d+\.\d+(?:\.\d+)*")
-_HELO = re.compile(r"(?:^|[\s\]])(?:HELO|EHLO|helo=|ehlo=)\s*([^\s()]+)")
+_HELO = re.compile(r"(?:^|[\s\]])(?:HELO|EHLO|LHLO|helo=|ehlo=)\s*([^\s()]+)")
 _HOST_WORD = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?$")
 _QMAIL = re.compile(r"\(qmail (\d+) invoked")
 
@@ -127,6 +131,8 @@ def _usual(found: re.Match[str]) -> Received | None:
     helo, name, address, by, software, protocol, identifier, recipient, stamp = found.groups()
     if any(word in found.string for word in _GREETED) or ":" in software or _ADDRESS_ONLY.search(software):
         return None
+    if protocol in _WITHOUT_TLS and _TLS_TOLD.search(found.string):
+        return None
     ip = canonical_ip(address)
     if ip is None or _ODD & {helo, by.lower(), identifier} or by[-1:].isdigit() or _BUILD.fullmatch(identifier):
         return None
@@ -164,7 +170,7 @@ def _host(name: str) -> str:
 
 _ODD = frozenset(_CLAUSES)
 _ADDRESS_ONLY = re.compile(r"\(\s*\[?[\d.]+\]?\s*\)")
-_GREETED = ("HELO", "EHLO", "helo=", "ehlo=")
+_GREETED = ("HELO", "EHLO", "LHLO", "helo=", "ehlo=")
 
 
 def parse_any(whole: str) -> Received:
@@ -176,7 +182,7 @@ def parse_any(whole: str) -> Received:
     clauses = _clauses(words)
     helo, helo_at = clauses.get("from", (None, -1))
     by, by_at = clauses.get("by", (None, -1))
-    with_, with_at = clauses.get("with", (None, -1))
+    with_ = clauses.get("with", (None, -1))[0]
     identifier = clauses.get("id", (None, -1))[0]
     stops = sorted(at for _, at in clauses.values())
     name = ip = None
@@ -208,9 +214,7 @@ def parse_any(whole: str) -> Received:
         ip,
         by,
         by_ip,
-        _protocol(
-            with_, clauses.get("via", (None, -1))[0], [c for at, c in comments if with_at <= at <= with_at + 2], identifier
-        ),
+        _protocol(with_, clauses.get("via", (None, -1))[0], [c for _, c in comments], identifier),
         identifier,
         _recipient(clauses.get("for", (None, -1))[0]),
         parse_date(stamp) if stamp else None,
@@ -280,10 +284,11 @@ def _client(helo: str, comments: list[str]) -> tuple[str | None, str | None, str
     bare = canonical_ip(literal[1] if literal else helo)
     called: str | None = None if bare else helo.rstrip(".,").lower()
     helo_comment = None
-    for comment in comments:
-        greeting = _HELO.search(comment)
-        if greeting and helo_comment is None:
-            helo_comment = greeting[1].strip("[]").rstrip(".").lower()
+    for told in comments:
+        comment, greeting = told, _HELO.search(told)
+        if greeting:
+            helo_comment = helo_comment or greeting[1].strip("[]?").rstrip(".").lower()  # qmail writes `?` for what is no name's
+            comment = comment[: greeting.start()] + comment[greeting.end() :]
         if ip is None:
             ip = _address(comment)
             if ip is not None and name is None:
@@ -320,10 +325,8 @@ def _protocol(with_: str | None, via: str | None, comments: list[str], identifie
             return "LOCAL"
         return "LOCAL" if via is not None and via.lower() == "local" else None
     word = with_.upper().rstrip(",")
-    if word == "MICROSOFT":
-        tls = any("TLS" in c for c in comments)
-        return "ESMTPS" if tls else "ESMTP"
-    return word
+    word = "ESMTP" if word == "MICROSOFT" else word
+    return _TLS_FORM[word] if word in _TLS_FORM and any(map(_TLS_TOLD.search, comments)) else word
 
 
 def _recipient(text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The mail lab against its servers' own logs: trees, roles and fates (the lab is not part of the project)."""
+"""The mail lab against its servers' own logs: trees, roles, fates and what is odd (the lab is not part of the project)."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def told(story: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The truth of a story, and the rows told of its main capture."""
     truth = json.loads((LAB / story / "truth.json").read_text())
     tables = run([LAB / story / truth["main_capture"]]).tables
-    return truth, {name: list(tables.rows(name)) for name in ("messages", "hops", "deliveries")}
+    return truth, {name: list(tables.rows(name)) for name in ("messages", "hops", "deliveries", "anomalies")}
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -43,3 +43,29 @@ def test_the_story_is_what_the_servers_logged(story: str) -> None:
         assert len({row.trace_id for row in rows.values()}) == 1
         for recipient, fate in message["final_outcome"].items():
             assert fates[next(iter(rows.values())).trace_id, recipient.lower()] == fate
+
+
+ALARMS = (
+    "direct_to_mx",
+    "open_relay",
+    "received_forged",
+    "received_contradicted",
+    "received_time_impossible",
+    "received_time_odd",
+)
+FORGED = {"smtp_extensions": 1}
+"""Messages that their authors handed in with trace fields of their own making."""
+
+
+@pytest.mark.parametrize("story", sorted(path.parent.name for path in LAB.glob("*/truth.json")))
+def test_nothing_is_called_odd_that_is_not(story: str) -> None:
+    truth, tables = told(story)
+    to_exchanger = [
+        message["n"]
+        for message in truth["messages"]
+        for hop in message["hops"]
+        if hop["client_role"] == "MUA" and hop["server_role"].startswith("MX") and (hop.get("wire") or {}).get("mail_frame")
+    ]
+    said = [row.name for row in tables["anomalies"] if row.name in ALARMS]
+    want = {"direct_to_mx": len(to_exchanger), "received_forged": FORGED.get(story, 0)}
+    assert {name: said.count(name) for name in ALARMS} == {name: want.get(name, 0) for name in ALARMS}

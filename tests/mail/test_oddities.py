@@ -51,6 +51,44 @@ def test_trace_fields_that_a_user_hands_in_may_be_forged() -> None:
     assert "received_forged" in names(world.tell())
 
 
+def test_a_trace_field_that_names_another_client_is_contradicted() -> None:
+    for named, odd in ((MSA, False), ("192.0.2.99", True)):
+        world = World()
+        post = Post(world)
+        message = post.submit(mail(1), H)
+        at = world.now
+        post.hand(MSA, MX, 25, "taro@a.example", H, message, queue_id="B1", size=len(message))
+        post.deliver(received(message, at, NAMES[MX], NAMES[MSA], named, with_="ESMTP", id="B1"), H)
+        told = world.tell()
+        assert names(told) == ({"received_contradicted"} if odd else set())
+        if odd:
+            (row,) = told.anomalies
+            assert "192.0.2.99 sent it" in row.detail and MSA in row.detail and row.trace_id is not None
+
+
+def test_a_proxy_that_says_who_its_client_is_contradicts_nothing() -> None:
+    world = World()
+    post = Post(world)
+    message = post.submit(mail(1), H)
+    at, proxy = world.now, "10.0.3.5"
+    info = world.session("smtp", proxy, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX], stated_client_ip=MSA)
+    world.carry(info, "taro@a.example", H, message, queue_id="B1")
+    world.end(info)
+    post.deliver(received(message, at, NAMES[MX], NAMES[MSA], MSA, with_="ESMTP", id="B1"), H)
+    assert "received_contradicted" not in names(world.tell())
+
+
+def test_a_server_whose_clock_is_far_off_is_told() -> None:
+    world = World()
+    post = Post(world)
+    message = post.submit(mail(1), H)
+    post.hand(MSA, MX, 25, "taro@a.example", H, message, queue_id="B1", size=len(message))
+    post.deliver(received(message, world.now + 1800, NAMES[MX], NAMES[MSA], MSA, with_="ESMTP", id="B1"), H)
+    told = world.tell()
+    (row,) = [row for row in told.anomalies if row.name == "received_time_odd"]
+    assert "+1800 s" in row.detail
+
+
 def test_a_time_that_runs_backwards_is_told() -> None:
     world = World()
     fields = [

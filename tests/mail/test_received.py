@@ -150,6 +150,147 @@ CORPUS = [
         id="haraka",
     ),
     pytest.param(
+        "from out.a.example (out.a.example [192.0.2.1] (AS64500 Example Networks, Inc., JP))\r\n\t(using TLSv1.3 with cipher"
+        " TLS13_AES_256_GCM_SHA384)\r\n\tby mx.b.example (Stalwart SMTP) with ESMTPS id 3DE517AF3D36E02;"
+        "\r\n\tMon, 23 Nov 2026 10:00:00 +0000",
+        Received("out.a.example", "out.a.example", "192.0.2.1", "mx.b.example", None, "ESMTPS", "3DE517AF3D36E02", None, WHEN),
+        id="stalwart",
+    ),
+    pytest.param(
+        "from a.example (unknown [2001:db8::7])\r\n\tby mx.b.example (Stalwart SMTP) with LMTP id 4A2CBA3DEA00600;"
+        "\r\n\tMon, 23 Nov 2026 10:00:00 +0000",
+        Received("a.example", None, "2001:db8::7", "mx.b.example", None, "LMTP", "4A2CBA3DEA00600", None, WHEN),
+        id="stalwart-lmtp",
+    ),
+    pytest.param(
+        "from bob by host.example with local (Exim 4.96) (envelope-from <bob@host.example>) id 1oABCD-0001aB-2c;"
+        " Mon, 23 Nov 2026 10:00:00 +0000",
+        Received("bob", None, None, "host.example", None, "LOCAL", "1oABCD-0001aB-2c", None, WHEN),
+        id="exim-local",
+    ),
+    pytest.param(
+        "from [2001:db8::1] (port=4711 helo=a.example) by mx.example with esmtpsa (TLS1.3) tls TLS_AES_128_GCM_SHA256 (Exim 4.97)"
+        " (envelope-from <a@a.example>) id 1oABCD-00000001aB2-2cDe for b@b.example; Mon, 23 Nov 2026 10:00:00 +0000",
+        Received("a.example", None, "2001:db8::1", "mx.example", None, "ESMTPSA", "1oABCD-00000001aB2-2cDe", "b@b.example", WHEN),
+        id="exim-ipv6",
+    ),
+    pytest.param(
+        "from a.example (IPv6:2001:db8:0:0:0:0:0:1 [IPv6:2001:db8::1]) (authenticated bits=0) by host.example"
+        " (8.17.1/8.17.1/Debian-2) with ESMTPA id 4ANA00ab012345 (version=TLSv1.3 cipher=TLS_AES_256_GCM_SHA384 bits=256"
+        " verify=NOT) for <x@y.example>; Mon, 23 Nov 2026 10:00:00 +0000",
+        Received("a.example", None, "2001:db8::1", "host.example", None, "ESMTPSA", "4ANA00ab012345", "x@y.example", WHEN),
+        id="sendmail-tls-in-a-comment",
+    ),
+    pytest.param(
+        "(from root@localhost) by host.example (8.17.1/8.17.1/Submit) id 4ANA00cd012346; Mon, 23 Nov 2026 10:00:00 +0000",
+        Received(None, None, None, "host.example", None, None, "4ANA00cd012346", None, WHEN),
+        id="sendmail-local",
+    ),
+    pytest.param(
+        "from EX1.corp.example (10.0.0.5) by EX2.corp.example (10.0.0.6) with Microsoft SMTP Server (version=TLS1_2,"
+        " cipher=TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384) id 15.1.2507.35; Mon, 23 Nov 2026 11:00:00 +0100",
+        Received("ex1.corp.example", None, "10.0.0.5", "ex2.corp.example", "10.0.0.6", "ESMTPS", None, None, WHEN),
+        id="exchange-on-premises",
+    ),
+    pytest.param(
+        "from laptop.lan (host.isp.example. [192.0.2.9]) by smtp.gmail.example with ESMTPSA"
+        " id 5b1f17b1804b1-43b6ee0c0d3sm1.9.2026.11.23.02.00.00 for <b@b.example> (version=TLS1_3"
+        " cipher=TLS_AES_256_GCM_SHA384 bits=256/256); Mon, 23 Nov 2026 02:00:00 -0800 (PST)",
+        Received(
+            "laptop.lan",
+            "host.isp.example",
+            "192.0.2.9",
+            "smtp.gmail.example",
+            None,
+            "ESMTPSA",
+            "5b1f17b1804b1-43b6ee0c0d3sm1.9.2026.11.23.02.00.00",
+            "b@b.example",
+            WHEN,
+        ),
+        id="gmail-submission",
+    ),
+    pytest.param(
+        "by 2002:a05:6402:35d0:b0:5c9:a4b3:a5ef with SMTP id z16csp123456edc; Mon, 23 Nov 2026 02:00:00 -0800 (PST)",
+        Received(
+            None,
+            None,
+            None,
+            "2002:a05:6402:35d0:b0:5c9:a4b3:a5ef",
+            "2002:a05:6402:35d0:b0:5c9:a4b3:a5ef",
+            "SMTP",
+            "z16csp123456edc",
+            None,
+            WHEN,
+        ),
+        id="gmail-inside",
+    ),
+    pytest.param(
+        "from a.example (HELO smtp.a.example) (192.0.2.4) by mx.b.example with (DHE-RSA-AES256-SHA encrypted) SMTP;"
+        " 23 Nov 2026 10:00:00 -0000",
+        Received("smtp.a.example", "a.example", "192.0.2.4", "mx.b.example", None, "SMTPS", None, None, WHEN),
+        id="qmail-tls",
+    ),
+    pytest.param(
+        "from unknown (HELO ?192.168.1.4?) (bob@b.example@192.0.2.4) by mx.b.example with ESMTPA; 23 Nov 2026 10:00:00 -0000",
+        Received(None, None, "192.0.2.4", "mx.b.example", None, "ESMTPA", None, None, WHEN),
+        id="qmail-login-and-literal",
+    ),
+    pytest.param(
+        "from localhost (host.example [local]) by host.example (OpenSMTPD) with ESMTPA id 9f8e7d6c for <x@y.example>;"
+        " Mon, 23 Nov 2026 10:00:00 +0000 (UTC)",
+        Received("localhost", None, None, "host.example", None, "ESMTPA", "9f8e7d6c", "x@y.example", WHEN),
+        id="opensmtpd-local",
+    ),
+    pytest.param(
+        "from mx.b.example ([10.0.3.25]) (using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384 (256/256 bits)) by store.b.example"
+        " with LMTPS id OC9ZB2vSBGvmUwAA+jScEA (envelope-from <a@a.example>) for <b@b.example>; Mon, 23 Nov 2026 10:00:00 +0000",
+        Received(
+            "mx.b.example", None, "10.0.3.25", "store.b.example", None, "LMTPS", "OC9ZB2vSBGvmUwAA+jScEA", "b@b.example", WHEN
+        ),
+        id="dovecot-tls",
+    ),
+    pytest.param(
+        "from localhost (localhost [127.0.0.1]) (uid 1000) by host.example with local id 0000000000A1.0000000060B5.00001A2B;"
+        " Mon, 23 Nov 2026 10:00:00 +0000",
+        Received(
+            "localhost",
+            "localhost",
+            "127.0.0.1",
+            "host.example",
+            None,
+            "LOCAL",
+            "0000000000A1.0000000060B5.00001A2B",
+            None,
+            WHEN,
+        ),
+        id="courier-local",
+    ),
+    pytest.param(
+        "from a.example (a.example [192.0.2.8]) by mx.b.example (Haraka/3.0.3) with ESMTPS id 2E6C5F0B-3A1D-4B6E.1"
+        " envelope-from <a@a.example> tls TLS_AES_256_GCM_SHA384; Mon, 23 Nov 2026 10:00:00 +0000",
+        Received("a.example", "a.example", "192.0.2.8", "mx.b.example", None, "ESMTPS", "2E6C5F0B-3A1D-4B6E.1", None, WHEN),
+        id="haraka-tls",
+    ),
+    pytest.param(
+        "from mx.b.example (LHLO mx.b.example) (10.0.3.25) by store.b.example with LMTP; Mon, 23 Nov 2026 10:00:00 +0000 (UTC)",
+        Received("mx.b.example", "mx.b.example", "10.0.3.25", "store.b.example", None, "LMTP", None, None, WHEN),
+        id="zimbra",
+    ),
+    pytest.param(
+        "from a.example (a.example [192.0.2.3]) by mx.b.example (Postfix) with UTF8SMTPS id 4ABCD0 for <用戶@b.example>;"
+        " Mon, 23 Nov 2026 10:00:00 +0000 (UTC)",
+        Received("a.example", "a.example", "192.0.2.3", "mx.b.example", None, "UTF8SMTPS", "4ABCD0", "用戶@b.example", WHEN),
+        id="postfix-smtputf8",
+    ),
+    pytest.param(
+        "from a.example (a.example [192.0.2.3]) by mx.b.example (mox v0.0.13) ([198.51.100.7]) via tcp with ESMTPS id AbCdEfGh"
+        " (TLS1.3 TLS_AES_128_GCM_SHA256) for <b@b.example>; 23 Nov 2026 10:00:00 +0000",
+        Received(
+            "a.example", "a.example", "192.0.2.3", "mx.b.example", "198.51.100.7", "ESMTPS", "AbCdEfGh", "b@b.example", WHEN
+        ),
+        id="mox",
+    ),
+    pytest.param(
         "by filter0001p3.example with SMTP id filter0001p3-123-5F-1; 2026-11-23 10:00:00.123456789 +0000 UTC m=+349867.490",
         Received(None, None, None, "filter0001p3.example", None, "SMTP", "filter0001p3-123-5F-1", None, WHEN + 123456789),
         id="go-monotonic-clock",
@@ -206,7 +347,16 @@ addresses = st.sampled_from(["192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "99
 identifiers = st.sampled_from(["ABC123", "15.20.3890.23", "1abCdE-000123-AB", "+X2/KbJ:R1", "for", "a.b.c"])
 protocols = st.sampled_from(["SMTP", "ESMTPSA", "LMTP", "esmtp", "HTTP", "Microsoft SMTP Server"])
 comments = st.sampled_from(
-    ["", " (Postfix)", " (using TLS (256/256 bits))", " (HELO foo.example)", " (192.0.2.77)", " (a (b (c)))"]
+    [
+        "",
+        " (Postfix)",
+        " (using TLS (256/256 bits))",
+        " (using TLSv1.3 with cipher X (256/256 bits))",
+        " (HELO foo.example)",
+        " (LHLO 192.0.2.8)",
+        " (192.0.2.77)",
+        " (a (b (c)))",
+    ]
 )
 rests = st.sampled_from(["", " for <a@b.example>", " for <nobody>", " for a@b", " for <a@b> (x)"])
 dates = st.sampled_from(["; Mon, 23 Nov 2026 10:00:00 +0000 (UTC)", "; 1 Jan 70 00:00:00 GMT", "; never", "", "; a; b", ";"])
