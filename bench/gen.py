@@ -10,6 +10,7 @@
     giant   one connection, one message as big as the file
     tiny    many flows of five packets, none of them mail
     tls     as mail without DNS, inside TLS 1.2 and 1.3, its secrets in OUT.keys (not the same octets twice: keys are made anew)
+    tlsbig  as giant, inside TLS 1.3
 
 Truth goes to OUT.json: packets, messages, octets of message, DNS questions.
 TCP and UDP checksums are left 0, as a capture of a host with checksum offloading has them.
@@ -23,7 +24,7 @@ import random
 import ssl
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,9 @@ UDP = struct.Struct("!HHHH")
 IP4 = struct.Struct("!BBHHHBBHII")
 MAC = bytes.fromhex("020000000001020000000002")
 T0 = 1_790_000_000.0
+
+TLS = ("tls", "tlsbig")
+"""Kinds with a key log beside them."""
 
 Timed = tuple[float, bytes]
 
@@ -232,10 +236,13 @@ class Maker:
         return [(ts + i * 0.001, path.udp(i & 1, self.filler[start + i * 1200 : start + i * 1200 + 1200])) for i in range(60)]
 
 
+VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
+
+
 class TlsMaker(Maker):
     """The same sessions inside implicit TLS, by OpenSSL, with their key log."""
 
-    def __init__(self, seed: int, median: int, sigma: float, keys: Path) -> None:
+    def __init__(self, seed: int, median: int, sigma: float, keys: Path, versions: Iterable[ssl.TLSVersion] = VERSIONS) -> None:
         super().__init__(seed, median, sigma)
         self.ends: list[tuple[ssl.SSLContext, ssl.SSLContext]] = []
         keys.unlink(missing_ok=True)
@@ -243,15 +250,14 @@ class TlsMaker(Maker):
             pem = Path(folder, "pem")
             make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=mail.example.org -keyout {pem} -out {pem}.crt"
             subprocess.run(make.split(), check=True, capture_output=True)
-            for version, ciphers in ((ssl.TLSVersion.TLSv1_2, "ECDHE-RSA-AES128-GCM-SHA256"), (ssl.TLSVersion.TLSv1_3, "")):
+            for version in versions:
                 server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 server.load_cert_chain(f"{pem}.crt", pem)
                 client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
                 client.keylog_filename = str(keys)
                 for context in (server, client):
                     context.minimum_version = context.maximum_version = version
-                    if ciphers:
-                        context.set_ciphers(ciphers)
+                    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")  # of TLS 1.2; 1.3 has its own
                 self.ends.append((client, server))
 
     def session(self, ts: float, port: int, turns: list[tuple[int, bytes]]) -> list[Timed]:
@@ -363,18 +369,21 @@ def in_order(flows: Iterator[list[Timed]]) -> Iterator[Timed]:
 
 def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, int]:
     """Write the capture and its truth; returns the truth."""
-    if kind == "tls":
-        maker: Maker = TlsMaker(seed, 20_000, 1.5, out.with_suffix(".keys"))
+    if kind in TLS:
+        maker: Maker = TlsMaker(seed, 20_000, 1.5, out.with_suffix(".keys"), VERSIONS if kind == "tls" else VERSIONS[1:])
     else:
         maker = Maker(seed, 500, 0.5) if kind == "small" else Maker(seed, 20_000, 1.5)
-    flows = {"giant": lambda: giant(maker, octets), "tiny": lambda: tiny(maker, count)}.get(
-        kind, lambda: traffic(kind, maker, octets, count)
-    )
+    if kind in ("giant", "tlsbig"):
+        flows = giant(maker, octets)
+    elif kind == "tiny":
+        flows = tiny(maker, count)
+    else:
+        flows = traffic(kind, maker, octets, count)
     packets = 0
     part = out.with_suffix(".part")
     with part.open("wb", 1 << 20) as file:
         file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 1))
-        for ts, frame in in_order(flows()):
+        for ts, frame in in_order(flows):
             micros = round(ts * 1_000_000)
             file.write(RECORD.pack(micros // 1_000_000, micros % 1_000_000, len(frame), len(frame)) + frame)
             packets += 1
@@ -386,9 +395,9 @@ def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("mail", "mixed", "small", "dns", "giant", "tiny", "tls"))
+    parser.add_argument("kind", choices=("mail", "mixed", "small", "dns", "giant", "tiny", *TLS))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--mb", type=int, default=0, help="size of the capture (mail, mixed, giant, tls)")
+    parser.add_argument("--mb", type=int, default=0, help="size of the capture (mail, mixed, giant, tls, tlsbig)")
     parser.add_argument("--count", type=int, default=0, help="messages (small), questions (dns), flows (tiny)")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

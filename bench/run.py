@@ -38,8 +38,8 @@ def mailhop() -> str:
 def commands(capture: str, kind: str, out: str) -> dict[str, str]:
     """Each competitor as a shell command."""
     fields = " ".join(f"-e {f}" for f in FIELDS)
-    keys = f" --keylog {Path(capture).with_suffix('.keys')}" if kind == "tls" else ""
-    log = f" -o tls.keylog_file:{Path(capture).with_suffix('.keys')}" if kind == "tls" else ""
+    keys = f" --keylog {Path(capture).with_suffix('.keys')}" if kind in gen.TLS else ""
+    log = f" -o tls.keylog_file:{Path(capture).with_suffix('.keys')}" if kind in gen.TLS else ""
     tshark = f"tshark -n -r {capture}{log} -o tcp.reassemble_out_of_order:TRUE -Y 'smtp||pop||imap||dns' -T fields {fields}"
     found = {
         "mailhop": f"{mailhop()} analyze -q {capture} -o {out}{keys}",
@@ -97,7 +97,7 @@ def main() -> None:
     DATA.mkdir(exist_ok=True)
     low = []
     for kind in args.only.split(","):
-        octets = args.mb * 1_000_000 if kind in ("mail", "mixed", "giant", "tls") else 0
+        octets = args.mb * 1_000_000 if kind in ("mail", "mixed", "giant", *gen.TLS) else 0
         count = {"small": args.mb * 500, "dns": args.mb * 4000, "tiny": args.mb * 2500}.get(kind, 0)
         capture = DATA / f"{kind}-{args.mb}.pcap"
         if not capture.exists():
