@@ -211,13 +211,14 @@ def _xz(limits: Limits) -> Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.unpacked_window + (8 << 20))
 
 
-def _zstd(limits: Limits) -> Decompressor:
+def zstd_frame(window: int) -> Decompressor:
+    """What unpacks one zstd frame (RFC 8878); one with a window of more octets is refused, by an error of the library's class."""
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         from backports import zstd
-    window = limits.unpacked_window.bit_length() - 1
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window})  # type: ignore[no-any-return,unused-ignore]
+    options = {zstd.DecompressionParameter.window_log_max: window.bit_length() - 1}
+    return zstd.ZstdDecompressor(options=options)  # type: ignore[no-any-return,unused-ignore]
 
 
 def _lz4(limits: Limits) -> Decompressor:
@@ -232,7 +233,7 @@ _FORMATS: dict[str, tuple[tuple[bytes, ...], Callable[[Limits], Decompressor]]] 
     "gz": ((b"\x1f\x8b\x08",), lambda limits: _Gzip()),
     "xz": ((b"\xfd7zXZ\0",), _xz),
     "bz2": ((b"BZh",), lambda limits: bz2.BZ2Decompressor()),
-    "zst": ((b"\x28\xb5\x2f\xfd", *_SKIPPABLE), _zstd),
+    "zst": ((b"\x28\xb5\x2f\xfd", *_SKIPPABLE), lambda limits: zstd_frame(limits.unpacked_window)),
     "lz4": ((b"\x04\x22\x4d\x18", *_SKIPPABLE), _lz4),
 }
 

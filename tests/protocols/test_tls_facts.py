@@ -1,10 +1,14 @@
 """What is known of TLS without keys: fingerprints, certificates, sizes, and what became of STARTTLS."""
 
 import hashlib
+import zlib
+from collections.abc import Callable
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from dialogue import EVERY_WAY, Played, play
 from test_tls import conversation, dialogue, pem, tap
 
@@ -16,6 +20,11 @@ from analyzer.protocols.smtp import Session as SmtpSession
 from analyzer.protocols.starttls import Offers
 from analyzer.protocols.tls.fingerprints import is_grease, ja3, ja3s, ja4
 from analyzer.protocols.tls.hello import ClientHello, ServerHello
+
+try:
+    from compression import zstd
+except ImportError:
+    from backports import zstd
 
 # -- fingerprints ----------------------------------------------------------------------------------------------------------
 
@@ -104,6 +113,56 @@ def test_the_certificate_is_told(version: str, keys: bool) -> None:
 def test_tls_1_3_hides_the_certificate_without_keys() -> None:
     row = facts(tap(dialogue(conversation("TLSv1_3")[0])))
     assert (row.cert_subject, row.cert_names, row.cert_sha256) == (None, None, None)
+
+
+def packed_certificate(algorithm: int, packed: bytes, size: int) -> SessionRow:
+    """A TLS 1.3 session whose server sends its certificate as a CompressedCertificate (RFC 8879)."""
+    turns, log = conversation("TLSv1_3")
+    secret = next(bytes.fromhex(line.split()[2].decode()) for line in log.splitlines() if line.startswith(b"SERVER_HANDSHAKE"))
+    key, iv = (
+        HKDFExpand(hashes.SHA384(), n, n.to_bytes(2, "big") + bytes((6 + len(label),)) + b"tls13 " + label + b"\0").derive(secret)
+        for label, n in ((b"key", 32), (b"iv", 12))
+    )
+
+    def message(kind: int, body: bytes) -> bytes:
+        return bytes((kind,)) + len(body).to_bytes(3, "big") + body
+
+    body = algorithm.to_bytes(2, "big") + size.to_bytes(3, "big") + len(packed).to_bytes(3, "big") + packed
+    inner = message(8, b"\0\0") + message(25, body) + message(20, bytes(48)) + b"\x16"
+    header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2, "big")
+    hello, flight = turns[:2]
+    begin = 5 + int.from_bytes(flight[1][3:5], "big")  # behind the ServerHello
+    said = flight[1][:begin] + header + AESGCM(key).encrypt(iv, inner, header)
+    return facts(tap(dialogue((hello, ("S", said), *turns[2:])), log))
+
+
+def certificate_message() -> bytes:
+    """A Certificate of TLS 1.3 (RFC 8446 4.4.2)."""
+    der = x509.load_pem_x509_certificate(pem()).public_bytes(serialization.Encoding.DER)
+    entry = len(der).to_bytes(3, "big") + der + b"\0\0"
+    return b"\0" + len(entry).to_bytes(3, "big") + entry
+
+
+@pytest.mark.parametrize(("algorithm", "pack"), [(1, zlib.compress), (3, zstd.compress)])
+def test_a_compressed_certificate_is_told(algorithm: int, pack: Callable[[bytes], bytes]) -> None:
+    plain = certificate_message()
+    row = packed_certificate(algorithm, pack(plain), len(plain))
+    assert (row.cert_subject, row.cert_names) == ("CN=mx.example.net", ["*.example.net", "mail.example.net"])
+    assert row.visibility == "decrypted"
+
+
+@pytest.mark.parametrize("algorithm", [1, 2, 3, 4])
+def test_a_certificate_that_cannot_be_unpacked_is_not_told(algorithm: int) -> None:
+    plain = certificate_message()
+    for packed in (
+        b"",
+        b"no such stream",
+        zlib.compress(plain + b"more"),
+        zstd.compress(plain[:-1]),
+        zstd.compress(bytes(9_000_000)),
+    ):
+        row = packed_certificate(algorithm, packed, len(plain))
+        assert (row.cert_subject, row.visibility) == (None, "decrypted")
 
 
 # -- sizes and times -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from analyzer.protocols.base import Malformed, text
+from analyzer.wire.compression import zstd_frame
 
 CLIENT_HELLO, SERVER_HELLO, END_OF_EARLY_DATA, ENCRYPTED_EXTENSIONS, CERTIFICATE = 1, 2, 5, 8, 11
 FINISHED, KEY_UPDATE, COMPRESSED_CERTIFICATE = 20, 24, 25
@@ -27,7 +28,9 @@ _SUBJECT = 1000
 """Characters of a distinguished name shown."""
 _PROTOCOLS, _CHAIN, _ALTERNATIVES = 16, 16, 100
 """ALPN names, certificates of a chain, and alternative names that are read: the rest is left."""
-_ZLIB = 1
+_ZLIB, _ZSTD = 1, 3
+_WINDOW = 8 << 20
+"""Octets of the largest window of zstd that is unpacked: what RFC 8878 3.1.1.1.2 recommends to support."""
 _ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 
 
@@ -246,15 +249,16 @@ def certificates(body: bytes, version: int) -> list[bytes]:
 
 
 def inflated(body: bytes, most: int) -> bytes:
-    """The Certificate in a CompressedCertificate (RFC 8879 4), zlib only; Malformed when it is another or longer than `most`."""
+    """The Certificate in a CompressedCertificate (RFC 8879 4), zlib or zstd; Malformed if it is another or longer than `most`."""
     cursor = Octets(body)
     algorithm, size, packed = cursor.number(2), cursor.number(3), cursor.vector(3)
-    if algorithm != _ZLIB or size > most:
+    if algorithm not in (_ZLIB, _ZSTD) or size > most:
         raise Malformed("compressed in a way that is not read here")
     try:
-        unpacked = zlib.decompressobj().decompress(packed, size + 1)
-    except zlib.error as wrong:
-        raise Malformed("no zlib stream") from wrong
+        unpacker = zlib.decompressobj() if algorithm == _ZLIB else zstd_frame(_WINDOW)
+        unpacked: bytes = unpacker.decompress(packed, size + 1)
+    except Exception as wrong:  # each library has its own class
+        raise Malformed("it cannot be unpacked") from wrong
     if len(unpacked) != size:
         raise Malformed("not as long as it says")
     return unpacked
