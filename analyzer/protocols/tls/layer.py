@@ -809,19 +809,19 @@ def _u16(buf: bytes, pos: int) -> int:
     return buf[pos] << 8 | buf[pos + 1]
 
 
-def _first_run(half: _Half) -> bytes:
-    """Octets before the first gap (a gap at the very beginning aside)."""
-    run: list[bytes] = []
+def _first_octets(half: _Half) -> bytes:
+    """A direction's first octets, before the first gap (one at the very beginning aside): enough to tell what it speaks."""
+    octets = b""
     for i, chunk in enumerate(half.early):
-        if chunk.gap and i and run:
+        if (chunk.gap and i and octets) or len(octets) > RECORD:
             break
-        run.append(chunk.data)
-    return b"".join(run)
+        octets += chunk.data[: RECORD + 1]
+    return octets
 
 
 def _kind(half: _Half) -> str:
     """What a direction's first octets are: `tls`, `text`, or "" while it cannot be told."""
-    octets = _first_run(half)
+    octets = _first_octets(half)
     if not octets or (len(octets) < RECORD and b"\x16\x03".startswith(octets[:2])):
         return ""
     if _HEADER.match(octets) or _is_old_hello(octets):
