@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 from analyzer import __version__
 from analyzer.limits import Limits
-from analyzer.mail.records import Delivery, Hop, Message
+from analyzer.mail.records import Authentication, Delivery, Hop, Message
 from analyzer.tables import Tables, anomaly_names
 from analyzer.tables.visible import visible
 from analyzer.tables.whole import whole_file
 from analyzer.views.drawing import FILL, MARKS, OUTCOME, Arrow, Bar, Drawing, Lane, Row, draw, role_word
 from analyzer.views.overview import OUTCOMES, STYLE, sender
 from analyzer.views.rolemap import RoleMap
-from analyzer.views.telling import PHASES, not_seen, time_went
+from analyzer.views.telling import PHASES, judged, not_seen, time_went, verdict_style
 from analyzer.views.text import Look, counted, date, duration
 from analyzer.views.trace import Trace, gather_all, wireshark
 from analyzer.wire.types import SourceInfo
@@ -76,6 +76,8 @@ class Detail(NamedTuple):
     """Name, what it says, source, frame."""
     joins: list[tuple[Any, ...]]
     """Hop, earlier hop, keys, score, conflicts."""
+    verdicts: list[tuple[Any, ...]]
+    """Hop, method, result, its style, domain and key, reason, what the server wrote."""
     filters: list[tuple[str, str]]
     """Source and the filter that shows the whole message there."""
     spent: str
@@ -241,7 +243,17 @@ def _detail(trace: Trace) -> Detail:
     ]
     filters = [(_LOOK.safe(source), text) for source, text in wireshark(trace).items()]
     unseen = not_seen(trace, _LOOK)[:EVIDENCE]
-    return Detail(packed(draw(trace)), hops, fates, odd, joins, filters, time_went(trace), unseen)
+    verdicts = [_verdict(row) for row in judged(trace)[:EVIDENCE]]
+    return Detail(packed(draw(trace)), hops, fates, odd, joins, verdicts, filters, time_went(trace), unseen)
+
+
+def _verdict(row: Authentication) -> tuple[Any, ...]:
+    about = [row.domain or "", f"key {row.selector}" if row.selector else "", f"policy {row.policy}" if row.policy else ""]
+    said = "" if row.claimed is None else f"{row.claimed} ({row.claimed_by or 'the server'})"
+    if row.agrees is False:
+        said += ", which is not the same"
+    words = [_LOOK.short(text, _TEXT) for text in (", ".join(filter(None, about)), row.reason, said)]
+    return (row.hop, row.method.upper(), row.result, verdict_style(row), *words)
 
 
 def packed(drawing: Drawing) -> Any:

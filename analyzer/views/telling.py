@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from analyzer.mail.records import Hop, RecipientRow, Step
+from analyzer.mail.records import Authentication, Hop, RecipientRow, Step
 from analyzer.protocols.dns import Transaction
 from analyzer.views.overview import STYLE, sender
 from analyzer.views.text import Look, Page, Span, cells, counted, date, duration, listed, octets
@@ -114,6 +114,16 @@ def not_seen(trace: Trace, look: Look) -> list[str]:
     if trace.message.outcome == "relayed":
         lines.append("what the last server did with the message")
     return lines
+
+
+def judged(trace: Trace) -> list[Authentication]:
+    """Results of SPF, DKIM, DMARC and ARC, hop by hop."""
+    return sorted(trace.authentication, key=lambda row: (row.hop, _METHODS.index(row.method)))
+
+
+def verdict_style(row: Authentication) -> str:
+    """How a result is shown: one that contradicts the server's is bad news whatever it is."""
+    return {"pass": "good", "fail": "bad"}.get(row.result, "") if row.agrees is not False else "bad"
 
 
 class _Telling:
@@ -455,7 +465,7 @@ class _Telling:
 
     def sender(self) -> None:
         """SPF, DKIM, DMARC and ARC evaluated again, beside what the server said."""
-        rows = sorted(self.trace.authentication, key=lambda row: (row.hop, _METHODS.index(row.method)))
+        rows = judged(self.trace)
         if not rows:
             return
         self.heading("Authentication")
@@ -467,10 +477,9 @@ class _Telling:
             ]
             said = [f"({row.claimed_by or 'the server'} said {row.claimed})"] if row.claimed is not None else []
             words = [self.look.safe(word) for word in (*about, *said) if word]
-            style = {"pass": "good", "fail": "bad"}.get(row.result, "") if row.agrees is not False else "bad"
             self.page.wrapped(
                 f"  {row.hop:>2}  {row.method.upper():5}  ",
-                [Span(row.result, style), *words, f"{self.look.dot} {self.look.short(row.reason, 100)}"],
+                [Span(row.result, verdict_style(row)), *words, f"{self.look.dot} {self.look.short(row.reason, 100)}"],
                 indent=13,
             )
         if len(rows) > LINES:

@@ -16,6 +16,7 @@ import synthetic
 
 from analyzer.cli import main
 from analyzer.limits import Limits
+from analyzer.mail.records import Authentication
 from analyzer.pipeline import run
 from analyzer.tables import Tables
 from analyzer.views import report
@@ -385,6 +386,39 @@ def test_what_was_not_seen_is_said_with_the_message(browser, tmp_path):
     report.write(path, tables, synthetic.sources())
     reader = Reader(browser, path)
     reader.page.locator("#message", has_text="trace fields of the message claim it").wait_for()
+    reader.close()
+
+
+def test_what_the_senders_domains_say_stands_beside_what_the_server_wrote(browser, tmp_path):
+    tables = Tables()
+    tables.add("messages", synthetic.message())
+    tables.add("hops", synthetic.hop(1, ts_end=synthetic.at(1)))
+    facts = {"trace_id": synthetic.TRACE, "hop": 1, "domain": "example.org", "claimed_by": "mx.example.net"}
+    for row in (
+        synthetic.row(Authentication, **facts, method="dmarc", result="not in the capture", reason="TXT _dmarc", policy=None),
+        synthetic.row(Authentication, **facts, method="spf", result="pass", reason="ip4 matched", claimed="pass", agrees=True),
+        synthetic.row(
+            Authentication, **facts, method="dkim", selector="s1", result="fail", reason=HOSTILE, claimed="pass", agrees=False
+        ),
+    ):
+        tables.add("authentication", row)
+    path = tmp_path / "verdicts.html"
+    report.write(path, tables, synthetic.sources())
+    reader = Reader(browser, path)
+    page = reader.page
+    page.click("#tab-evidence")
+    page.wait_for_selector("table.verdicts")
+    cells = "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    rows = page.locator("table.verdicts tbody tr").evaluate_all(cells)
+    assert [row[:4] for row in rows] == [
+        ["1", "SPF", "pass", "example.org"],
+        ["1", "DKIM", "fail", "example.org, key s1"],
+        ["1", "DMARC", "not in the capture", "example.org"],
+    ]
+    assert [row[5] for row in rows] == ["pass (mx.example.net)", "pass (mx.example.net), which is not the same", ""]
+    assert "<script>alert(1)</script>" in rows[1][4]
+    styles = page.locator("table.verdicts tbody td:nth-child(3) span").evaluate_all("all => all.map(each => each.className)")
+    assert styles == ["good", "bad", ""]
     reader.close()
 
 

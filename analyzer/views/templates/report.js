@@ -412,6 +412,11 @@
       h("td", {}, String(hop[0])), h("td", { class: "tight" }, hop[1]), h("td", {}, hop[2]), h("td", { class: "tight" }, hop[3] ? h("code", {}, hop[3]) : ""),
       h("td", { class: "tight" }, hop[4] === null ? "" : `${hop[4]}–${hop[5]}`), h("td", {}, hop[6] ? filter(hop[6]) : "not in packets"), h("td", {}, hop[7] ? h("code", {}, hop[7].slice(0, 16) + "…") : "")))));
     const part = (title, names, rows) => { if (rows.length) made.push(h("h3", {}, title), table(names, rows.map((cells) => h("tr", {}, ...cells.map((cell) => h("td", {}, String(cell ?? ""))))))); };
+    if (found.verdicts.length) {
+      made.push(h("h3", {}, "Authentication"), h("p", { class: "help" }, "Evaluated again, from the captured message and the captured DNS answers alone."),
+        table(["hop", "method", "result", "domain", "why", "the server wrote"], found.verdicts.map(([hop, method, result, style, domain, why, wrote]) => h("tr", {},
+          h("td", {}, String(hop)), h("td", {}, method), h("td", { class: "tight" }, h("span", { class: style }, result)), h("td", {}, domain), h("td", {}, why), h("td", {}, wrote))), "verdicts"));
+    }
     part("Recipients", ["recipient", "outcome", "tries", "reply"], found.fates.map((f) => [f[0], marked(f[1]), f[2], f[3]]));
     part("Why these hops are one message", ["hop", "joined to hop", "keys that agree", "score", "against it"], found.joins);
     part("Odd", ["name", "detail", "source", "frame"], found.odd);
