@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make big captures for measuring speed and memory: deterministic by seed, with their truth.
 
-    python3 bench/gen.py KIND OUT.pcap [--mb N | --count N] [--seed N]
+    python3 bench/gen.py KIND OUT.pcap SIZE [--seed N]
 
     mail    SMTP, POP3 and IMAP with DNS; log-normal sizes (median 20 KB), ACKs, 0.5 % reordered, 0.5 % sent twice
     mixed   5 % of the packets are mail or DNS, the rest HTTPS and other bulk
@@ -11,7 +11,10 @@
     tiny    many flows of five packets, none of them mail
     tls     as mail without DNS, inside TLS 1.2 and 1.3, its secrets in OUT.keys (not the same octets twice: keys are made anew)
     tlsbig  as giant, inside TLS 1.3
+    octets  one message, each octet a segment; `reversed`: the last first; `holes`: every second one missing
+    halfopen  a flood of SYNs to mail ports, nobody answers
 
+SIZE counts octets (mail, mixed, giant, tls, tlsbig), messages (small), questions (dns), flows (tiny, halfopen) or segments.
 Truth goes to OUT.json: packets, messages, octets of message, DNS questions.
 TCP and UDP checksums are left 0, as a capture of a host with checksum offloading has them.
 """
@@ -303,11 +306,12 @@ def kind_of_mail(maker: Maker, ts: float) -> list[Timed]:
     return maker.pop3(ts, how_many) if pick < 0.75 else maker.imap(ts, how_many)
 
 
-def traffic(kind: str, maker: Maker, octets: int, count: int) -> Iterator[list[Timed]]:
+def traffic(kind: str, maker: Maker, size: int) -> Iterator[list[Timed]]:
     """Flows of the kind asked for, each a list of frames, in order of their start."""
     rng, ts, made = maker.rng, T0, 0
     own = total = 0
-    while (made < octets) if octets else (maker.truth["messages"] + maker.truth["questions"] < count):
+    counted = kind in ("small", "dns")
+    while (maker.truth["messages"] + maker.truth["questions"] if counted else made) < size:
         ts += rng.expovariate(400)
         if kind == "tls":
             flow = kind_of_mail(maker, ts)
@@ -328,8 +332,8 @@ def traffic(kind: str, maker: Maker, octets: int, count: int) -> Iterator[list[T
         yield flow
 
 
-def giant(maker: Maker, octets: int) -> Iterator[list[Timed]]:
-    body = (maker.filler * (octets // len(maker.filler) + 1))[:octets]
+def giant(maker: Maker, size: int) -> Iterator[list[Timed]]:
+    body = (maker.filler * (size // len(maker.filler) + 1))[:size]
     text = b"Message-ID: <giant@example.net>\r\nSubject: giant\r\n\r\n" + body[: body.rfind(b"\r\n") + 2]
     maker.truth["messages"] += 1
     maker.truth["message_octets"] += len(text)
@@ -350,6 +354,32 @@ def tiny(maker: Maker, count: int) -> Iterator[list[Timed]]:
         yield conversation(maker.rng, Path5(maker.rng, 8080), T0 + n * 0.0005, [(0, b"ping\n")], noise=0)[:5]
 
 
+def octets(maker: Maker, count: int, order: str) -> Iterator[list[Timed]]:
+    """One message by SMTP in segments of one octet."""
+    path, ts = Path5(maker.rng, 25), T0
+    body = b"Subject: octet by octet\r\n\r\n" + b"hello world line\r\n" * (count // 18) + b".\r\n"
+    talk = (
+        b"220 mx\r\n",
+        b"EHLO a\r\nMAIL FROM:<a@b.c>\r\nRCPT TO:<d@e.f>\r\nDATA\r\n",
+        b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n",
+    )
+    seq = [1, 1]
+    frames = [path.tcp(0, 0, 0, SYN), path.tcp(1, 0, 1, SYN | ACK), path.tcp(0, 1, 1, ACK)]
+    for end, said in zip((1, 0, 1), talk, strict=True):
+        frames.append(path.tcp(end, seq[end], seq[1 - end], PSH | ACK, said))
+        seq[end] += len(said)
+    places = list(range(len(body)))[:: {"octets": 1, "reversed": -1, "holes": 2}[order]]
+    frames += [path.tcp(0, seq[0] + i, seq[1], PSH | ACK, body[i : i + 1]) for i in places]
+    maker.truth["messages"] += 1
+    yield [(ts + n * 0.0001, frame) for n, frame in enumerate(frames)]
+
+
+def halfopen(maker: Maker, count: int) -> Iterator[list[Timed]]:
+    for n in range(count):
+        path = Path5(maker.rng, maker.rng.choice((25, 587, 110, 143)))
+        yield [(T0 + n * 0.0001, path.tcp(0, maker.rng.getrandbits(32), 0, SYN))]
+
+
 def in_order(flows: Iterator[list[Timed]]) -> Iterator[Timed]:
     """Merge flows by time; a flow's start bounds what can still come before it."""
     heap: list[tuple[float, int, bytes]] = []
@@ -367,23 +397,33 @@ def in_order(flows: Iterator[list[Timed]]) -> Iterator[Timed]:
         yield ts, frame
 
 
-def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, int]:
+KINDS = {
+    "mail": lambda maker, size: traffic("mail", maker, size),
+    "mixed": lambda maker, size: traffic("mixed", maker, size),
+    "small": lambda maker, size: traffic("small", maker, size),
+    "dns": lambda maker, size: traffic("dns", maker, size),
+    "tls": lambda maker, size: traffic("tls", maker, size),
+    "giant": giant,
+    "tlsbig": giant,
+    "tiny": tiny,
+    "octets": lambda maker, size: octets(maker, size, "octets"),
+    "reversed": lambda maker, size: octets(maker, size, "reversed"),
+    "holes": lambda maker, size: octets(maker, size, "holes"),
+    "halfopen": halfopen,
+}
+
+
+def make(kind: str, out: Path, size: int, seed: int) -> dict[str, int]:
     """Write the capture and its truth; returns the truth."""
     if kind in TLS:
         maker: Maker = TlsMaker(seed, 20_000, 1.5, out.with_suffix(".keys"), VERSIONS if kind == "tls" else VERSIONS[1:])
     else:
         maker = Maker(seed, 500, 0.5) if kind == "small" else Maker(seed, 20_000, 1.5)
-    if kind in ("giant", "tlsbig"):
-        flows = giant(maker, octets)
-    elif kind == "tiny":
-        flows = tiny(maker, count)
-    else:
-        flows = traffic(kind, maker, octets, count)
     packets = 0
     part = out.with_suffix(".part")
     with part.open("wb", 1 << 20) as file:
         file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262144, 1))
-        for ts, frame in in_order(flows):
+        for ts, frame in in_order(KINDS[kind](maker, size)):
             micros = round(ts * 1_000_000)
             file.write(RECORD.pack(micros // 1_000_000, micros % 1_000_000, len(frame), len(frame)) + frame)
             packets += 1
@@ -395,13 +435,12 @@ def make(kind: str, out: Path, octets: int, count: int, seed: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("mail", "mixed", "small", "dns", "giant", "tiny", *TLS))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--mb", type=int, default=0, help="size of the capture (mail, mixed, giant, tls, tlsbig)")
-    parser.add_argument("--count", type=int, default=0, help="messages (small), questions (dns), flows (tiny)")
+    parser.add_argument("size", type=int)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    print(make(args.kind, args.out, args.mb * 1_000_000, args.count, args.seed))
+    print(make(args.kind, args.out, args.size, args.seed))
 
 
 if __name__ == "__main__":
