@@ -157,7 +157,7 @@ class Ledger(Story):
 
     def _introduce_before(self, story: Story) -> None:
         for ip, host in self._hosts_before.items():
-            story.hosts.of(ip).names.update(host.names)
+            story.hosts.of(ip).call(host.names)
 
     # told in part
 

@@ -71,7 +71,7 @@ class Limits:
     """Time after it until they are; also how long a finished connection with a hole is waited for.  Live may ask less."""
     reset_linger: int = 2_000_000_000
     """Time after an RST in which its sender may go on and so show it forged."""
-    lingering: int = 20_000
+    lingering: int = 5_000
     """Connections that are waited with after their end: the oldest are closed."""
     window_bytes: int = 64 << 20
     """How far from the expected sequence number a segment is believed: beyond, `out_of_window`."""

@@ -6,8 +6,9 @@ Rules:
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 
 from analyzer.limits import Limits
 from analyzer.mail.book import Book, fold
@@ -19,22 +20,44 @@ ROLES = ("mua", "msa", "mta", "mx", "mda", "pop3", "imap", "resolver", "authorit
 """In the order a list of roles is written."""
 
 
+_NAMELESS: frozenset[str] = frozenset()
+_SILENT: Mapping[tuple[str, str], int] = MappingProxyType({})
+"""What most machines have said: a capture may hold a hundred thousand that only knocked."""
+
+
 class Machine:
     """One host: what was seen of it."""
 
     __slots__ = ("evidence", "ips", "messages", "names", "sessions", "software", "ts_first", "ts_last")
 
     def __init__(self, ip: str) -> None:
-        self.ips = [ip]
-        self.names: set[str] = set()
+        self.ips: tuple[str, ...] = (ip,)
+        self.names: AbstractSet[str] = _NAMELESS
         self.software: tuple[int, str] | None = None
         """What it first named, with the time."""
         self.ts_first: int | None = None
         self.ts_last: int | None = None
         self.sessions = 0
         self.messages = 0
-        self.evidence: Counter[tuple[str, str]] = Counter()
+        self.evidence: Mapping[tuple[str, str], int] = _SILENT
         """(role, rule) and how often it held."""
+
+    def call(self, names: Iterable[str]) -> None:
+        """Add names."""
+        names = set(names)
+        if names:
+            self.names = self.names | names
+
+    def count(self, evidence: tuple[str, str], times: int = 1) -> None:
+        """Count evidence, `times` more."""
+        counted = self.evidence
+        if not isinstance(counted, dict):
+            counted = self.evidence = {}
+        counted[evidence] = counted.get(evidence, 0) + times
+
+    def forget(self) -> None:
+        """Count evidence and messages from nothing again."""
+        self.evidence, self.messages = _SILENT, 0
 
     def seen(self, first: int | None, last: int | None) -> None:
         """Widen the time it was seen in."""
@@ -50,12 +73,13 @@ class Machine:
     def take(self, other: "Machine") -> None:
         """`other` is the same machine."""
         self.ips += other.ips
-        self.names |= other.names
+        self.call(other.names)
         self.software = min((s for s in (self.software, other.software) if s is not None), default=None)
         self.seen(other.ts_first, other.ts_last)
         self.sessions += other.sessions
         self.messages += other.messages
-        self.evidence += other.evidence
+        for evidence, times in other.evidence.items():
+            self.count(evidence, times)
 
 
 class Hosts:
@@ -110,7 +134,7 @@ class Hosts:
     def settle(self, book: Book) -> None:
         """All sessions and answers are in: find which addresses are one machine, and what they are called."""
         for ip in sorted(self._by_ip):
-            self._by_ip[ip].names.update(sorted(book.names_of(ip))[:_MAX_NAMES])
+            self._by_ip[ip].call(sorted(book.names_of(ip))[:_MAX_NAMES])
         families: dict[str, tuple[list[str], list[str]]] = {}
         for ip in sorted(self._by_ip):
             for name in self._by_ip[ip].names:
@@ -175,6 +199,6 @@ def _name(machine: Machine, name: str) -> None:
     folded = fold(name)
     if folded in machine.names or "." not in folded or canonical_ip(folded.strip("[]").removeprefix("ipv6:")) is not None:
         return
-    machine.names.add(folded)
+    machine.call((folded,))
     if len(machine.names) > _MAX_NAMES:
-        machine.names.remove(max(machine.names))
+        machine.names = machine.names - {max(machine.names)}

@@ -60,7 +60,7 @@ class Scene:
         """Evidence decided something about a machine."""
         if machine is not None:
             for evidence in held:
-                machine.evidence[evidence] += 1
+                machine.count(evidence)
             if self.counting:
                 self.counted.append((leg, machine, held))
 
@@ -473,6 +473,6 @@ def name_servers(hosts: Hosts, lookups: Lookups) -> dict[str, str]:
             role, rule, count = "resolver", "is asked with RD", questions - without_rd
         roles[ip] = role
         machine = hosts.of(ip)
-        machine.evidence[role, rule] += count
+        machine.count((role, rule), count)
         machine.seen(first, last)
     return roles

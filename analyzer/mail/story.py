@@ -375,7 +375,7 @@ class _Telling:
     def told(self, each: Each) -> Told:
         if self.elsewhere is not None:
             for (ip, role, rule), times in self.elsewhere.evidence.items():
-                self.hosts.of(ip).evidence[role, rule] += times
+                self.hosts.of(ip).count((role, rule), times)
             for ip, times in self.elsewhere.messages.items():
                 self.hosts.of(ip).messages += times
         for s in self.sightings:
@@ -455,8 +455,7 @@ class _Telling:
         """Keep what is found from here on apart from what is known already: this is not the first process."""
         self.anomalies, self.session_traces = [], {}
         for machine in self.hosts.machines():
-            machine.evidence.clear()
-            machine.messages = 0
+            machine.forget()
 
     def tell(self, share: Share) -> Iterator[Part]:
         """A share of the parts after the first."""
@@ -485,7 +484,8 @@ class _Telling:
                 self.session_traces[session_id] = trace if same else None
             for ip, evidence, messages in one.evidence:
                 machine = self.hosts.of(ip)
-                machine.evidence.update(evidence)
+                for held, times in evidence.items():
+                    machine.count(held, times)
                 machine.messages += messages
         assert self.archive is not None
         self.archive.close()
