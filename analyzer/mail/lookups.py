@@ -381,7 +381,7 @@ class Lookups:
             self._from_cache(self._rows_of[machine], theirs)
 
     def _from_cache(self, names: dict[str, list[int]], uses: list[Use]) -> None:
-        """Rule 1: hops for which their client needed to know an address and asked nothing."""
+        """Rule 1: hops for which their client needed to know an address and surely asked nothing."""
         for use in uses:
             leg, session = use.leg, use.session
             if leg is None or session is None or leg.index > 1 or leg.kind not in ("submit", "relay"):
@@ -393,7 +393,9 @@ class Lookups:
                 rows = names[name]
                 at = bisect_right(rows, use.syn + _MS, key=self.at.__getitem__)
                 before += [row for row in rows[max(at - _ACTIVE, 0) : at] if self.purpose(row) in _OUTWARD]
-            self.cached[leg] = max(before, key=self._when, default=-1)
+            last = max(before, key=self._when, default=-1)
+            if last < 0 or use.floor < 0 or self.at[last] < use.floor:  # else it may have been asked for this message, too
+                self.cached[leg] = last
 
     def _for_way(self, row: int, leg: Leg) -> bool:
         """Whether a lookup of a hop is its client's for the way to the server."""
@@ -513,7 +515,7 @@ class Lookups:
                 wanted[domain] = wanted["_mta-sts." + domain] = wanted["mta-sts." + domain] = None
                 for name in sorted(exchangers):
                     wanted[name] = wanted["_25._tcp." + name] = None
-        if not known:
+        if not known or not any(name in names for name in wanted):  # a server of its own may be an exchanger, too
             for name in self.owners_of(use.server_ip):
                 wanted[name] = wanted["_25._tcp." + name] = None
             session = use.session

@@ -1,6 +1,6 @@
 """Failed connections and lookups: whose they are when several messages wait at one server."""
 
-from builders import MSA, MX, NAMES, RELAY, STORE, Post, World, mail, rows
+from builders import MSA, MUA, MX, NAMES, RELAY, STORE, Post, World, mail, rows
 
 DEAD, BACKUP = "10.0.3.99", "10.0.3.26"
 
@@ -149,3 +149,25 @@ def test_who_asked_first_and_came_last_is_not_left_without() -> None:
     names = {m.trace_id: m.message_id for m in told.messages}
     assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>"] * 2 + ["<2@a.example>"] * 2
     assert not any(s.event == "dns_cached" for s in told.timeline)
+
+
+def test_a_client_that_asks_for_its_own_server_which_is_an_exchanger_too() -> None:
+    world = World()
+    world.lookup(RELAY, "a.example", "MX", "MX 10 mail.a.example.")
+    world.lookup(RELAY, "mail.a.example", "A", f"A {MSA}")
+    asked = world.lookup(MUA, "smtp.a.example", "A", f"A {MSA}")
+    Post(world).submit(mail(1), ["hanako@b.example", "jiro@a.example"])
+    told = world.tell()
+    assert told.dns(asked).hop == 1
+    assert not any(step.event == "dns_cached" for step in told.timeline)
+
+
+def test_of_two_that_wait_nothing_is_said_when_either_can_have_asked() -> None:
+    world = World()
+    post = Post(world)
+    messages = [post.submit(mail(n), ["hanako@b.example"], f"A{n}") for n in (1, 2)]
+    world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example.")
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    for n, message in enumerate(messages, 1):
+        post.relay(message, ["hanako@b.example"], f"B{n}")
+    assert said_cached(world) == []
