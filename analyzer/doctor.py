@@ -92,7 +92,7 @@ def _rights() -> Iterator[Finding]:
     elif os.geteuid() == 0:
         yield Finding("no", "this process", "root without CAP_NET_RAW: start the container with --cap-add NET_RAW")
     else:
-        yield Finding("--", "this process", "may not capture by itself (no CAP_NET_RAW); dumpcap can do it instead")
+        yield Finding("--", "this process", "has no CAP_NET_RAW: mailhop capture works by dumpcap only, where that may capture")
     dumpcap = shutil.which("dumpcap")
     if dumpcap is not None:
         yield _dumpcap(dumpcap, own)

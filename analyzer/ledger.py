@@ -70,6 +70,8 @@ class Ledger(Story):
         """By id of a lookup, session, attempt or mailbox event: the message that has been told with it."""
         self._news: list[Any] = []
         """Came since the last telling and may change what was told: sightings, sessions, attempts, mailbox events."""
+        self._arrived = 0
+        """Sightings among them."""
         self._hosts_before: dict[str, Host] = {}
         """By each address."""
         self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -96,6 +98,7 @@ class Ledger(Story):
             sighting = self._digester.sighting(event)
             self._webs.add(sighting)
             self._news.append(sighting)
+            self._arrived += 1
             self.on_carried(event)
         elif kind is Transaction:
             self.lookups.append(event)
@@ -121,7 +124,8 @@ class Ledger(Story):
         """So much is held that a telling cannot wait."""
         limits = self.limits
         return (
-            self._webs.count > _FORCE * limits.live_traces
+            self._arrived > 2 * limits.story_part
+            or self._webs.count > _FORCE * limits.live_traces
             or self._webs.octets > _FORCE * limits.live_held_bytes
             or len(self.lookups) > _FORCE * limits.live_lookups
             or len(self._ended) > _FORCE * (limits.idle_connections + limits.live_traces)
@@ -170,6 +174,7 @@ class Ledger(Story):
         for web in self._touched():
             web.changed = True
         self._news.clear()
+        self._arrived = 0
         changed = [web for web in self._webs if web.changed]
         if not changed and not self._dns.fresh:
             return None

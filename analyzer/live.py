@@ -422,13 +422,13 @@ class Live:
             self._rotate = False
             self._turn()
         ledger = self._ledger
+        if self._parts is not None:
+            self._parts.flush()
         if (ledger.fresh and now >= self._next_telling) or ledger.pressing:
             with self._lock, self._collecting():
                 self._retell()
             took = time.monotonic() - now
             self._next_telling = time.monotonic() + max(self.limits.live_every, took / self.limits.live_share)
-        if self._parts is not None:
-            self._parts.flush()
         if not self._stopping and (
             (until.seconds is not None and now - self._begun >= until.seconds)
             or (until.messages is not None and self._numbered >= until.messages)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What a live capture takes: memory over time, and packets a second.
 
-    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 50] [--at-most 5]
-    python3 bench/live.py rate  [--pps 50000] [--seconds 60] [--write]
+    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 50] [--bounds 1] [--at-most 5]
+    python3 bench/live.py rate CAPTURE [--pps 50000] [--seconds 60] [--backend dumpcap] [--write]
 
 `churn` feeds a live capture, tables and all, with mail that never ends: new messages, clients, names and connections all the
 time, capture time going on as fast as the analysis does.  Memory after `--times` times `--seconds` of capture time is told beside
@@ -13,8 +13,13 @@ what was left out of the analysis, and how long after the end the analysis was d
 """
 
 import argparse
+import ctypes
+import errno
+import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,10 +28,14 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from heapq import merge
 from pathlib import Path
 
 import gen
+import numpy as np
+
+from analyzer.limits import Limits
 
 HERE = Path(__file__).resolve()
 NEAR, FAR = "mh0", "mh1"
@@ -200,7 +209,16 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def churn(seconds: float, times: int, rate: float, at_most: float, details: bool) -> int:
+def bounds(share: float) -> Limits:
+    """The limits of what is held, in part: memory comes to rest sooner."""
+    usual = Limits()
+    names = "connections lookups book_entries idle_connections hosts dns_answered dns_memo starttls_sessions story_part".split()
+    names += [name for name in usual.__slots__ if name.startswith("live_") and isinstance(getattr(usual, name), int)]
+    times = ("live_decided_idle", "live_lookup_age", "live_batch_bytes", "live_kernel_bytes", "live_backlog_bytes")
+    return replace(usual, **{name: max(int(getattr(usual, name) * share), 1) for name in names if name not in times})
+
+
+def churn(seconds: float, times: int, rate: float, at_most: float, details: bool, share: float) -> int:
     """Whether memory stays."""
     import analyzer.live as live_module
     from analyzer.live import Live, Plan
@@ -210,7 +228,7 @@ def churn(seconds: float, times: int, rate: float, at_most: float, details: bool
     with tempfile.TemporaryDirectory() as folder:
         os.mkfifo(folder + "/mail")
         plan = Plan((folder + "/mail",), directory=folder + "/tables")
-        live = Live(plan, say=print)
+        live = Live(plan, bounds(share), say=print)
         copier = threading.Thread(target=pour, args=(maker, folder + "/mail", live), daemon=True)
         copier.start()
         seen: list[tuple[float, int]] = []
@@ -285,6 +303,168 @@ def sizes(live: object) -> str:
     return " ".join(f"{name.removeprefix('live.')}={size}" for name, size in sorted(found.items(), key=lambda item: -item[1]))
 
 
+# rate: packets at a pace, over a wire of our own
+
+_SOL_PACKET, _QDISC_BYPASS = 263, 20
+_AT_ONCE = 64
+"""Frames given to the kernel at once."""
+_MMSGHDR = np.dtype(
+    [
+        ("name", "u8"),
+        ("namelen", "u8"),
+        ("iov", "u8"),
+        ("iovlen", "u8"),
+        ("control", "u8"),
+        ("controllen", "u8"),
+        ("flags", "u8"),
+        ("sent", "u8"),
+    ]
+)
+"""struct mmsghdr on 64-bit Linux: a msghdr and what was sent of it."""
+_IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+
+
+class Replay:
+    """A capture's frames, sent as often as wanted; each time between other hosts and with other Message-IDs."""
+
+    def __init__(self, path: str) -> None:
+        from analyzer.wire import files
+        from analyzer.wire.types import SourceInfo
+
+        pieces: list[bytes] = []
+        lengths: list[np.ndarray] = []
+        for frames in files.read(path, Limits(), SourceInfo(path)):
+            view = memoryview(frames.data)
+            starts = zip(frames.offset.tolist(), frames.length.tolist(), strict=True)
+            pieces.append(b"".join(view[start : start + length] for start, length in starts))
+            lengths.append(frames.length)
+        self.data = np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
+        length = np.concatenate(lengths)
+        start = np.cumsum(length) - length
+        self.count, self.octets = len(length), int(length.sum())
+        kind = self.data[start + 12].astype(int) << 8 | self.data[start + 13]
+        v4, v6 = start[kind == 0x0800], start[kind == 0x86DD]
+        self._hosts = np.concatenate([v4 + 26, v4 + 30, v6 + 24, v6 + 40])
+        found, at, octets = [], -1, self.data.tobytes()
+        while (at := octets.find(b"\r\nMessage-ID: <", at + 1)) >= 0:
+            found.append(at + 15)
+        self._ids = np.array(found, np.int64)
+        self._iov = np.zeros(self.count, _IOVEC)
+        self._iov["base"], self._iov["length"] = self.data.ctypes.data + start, length
+        self._messages = np.zeros(self.count, _MMSGHDR)
+        self._messages["iov"] = self._iov.ctypes.data + np.arange(self.count) * _IOVEC.itemsize
+        self._messages["iovlen"] = 1
+        self._turn = 0
+
+    def turn(self) -> None:
+        """Other hosts and other messages from here on."""
+        self.data[self._hosts] ^= np.uint8((self._turn ^ (self._turn + 1)) << 4 & 0xFF)
+        self._turn += 1
+        self.data[self._ids] = ord("a") + self._turn % 26
+
+    def send(self, interface: str, rate: float, seconds: float) -> tuple[int, float]:
+        """Frames sent, and the seconds it took."""
+        out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        out.setsockopt(_SOL_PACKET, _QDISC_BYPASS, 1)
+        out.bind((interface, 0))
+        sendmmsg = ctypes.CDLL(None, use_errno=True).sendmmsg
+        sendmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int]
+        first = self._messages.ctypes.data
+        total, sent, at = int(rate * seconds), 0, 0
+        began = time.monotonic()
+        while sent < total:
+            due = min(int((time.monotonic() - began) * rate) + 1, total) - sent
+            if due < _AT_ONCE and sent + due < total:
+                time.sleep((_AT_ONCE - due) / rate)
+                continue
+            done = sendmmsg(out.fileno(), first + at * _MMSGHDR.itemsize, min(due, _AT_ONCE, self.count - at), 0)
+            if done < 0:
+                if ctypes.get_errno() not in (errno.ENOBUFS, errno.EAGAIN):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                continue
+            sent, at = sent + done, at + done
+            if at == self.count:
+                at = 0
+                self.turn()
+        return sent, time.monotonic() - began
+
+
+def send(path: str, interface: str, rate: float, seconds: float) -> None:
+    """Send, and tell how it went."""
+    replay = Replay(path)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    sent, took = replay.send(interface, rate, seconds)
+    print(json.dumps({"sent": sent, "seconds": round(took, 2), "cpu": round(time.process_time(), 1)}), flush=True)
+
+
+def rate(path: str, pps: float, seconds: float, backend: str, write: bool) -> int:
+    """Whether anything is lost at a pace."""
+    from analyzer.wire import files
+    from analyzer.wire.types import SourceInfo
+
+    name = f"mailhop-bench-{os.getpid()}"
+    inside = ["ip", "netns", "exec", name]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+        try:
+            link = ["ip", "-n", name, "link"]
+            subprocess.run([*link, "add", NEAR, "mtu", "9000", "type", "veth", "peer", "name", FAR, "mtu", "9000"], check=True)
+            subprocess.run([*inside, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"], check=False)
+            for end in (NEAR, FAR):
+                subprocess.run([*link, "set", end, "up"], check=True)
+            command = [
+                sys.executable,
+                "-m",
+                "analyzer",
+                "capture",
+                "-q",
+                "-i",
+                NEAR,
+                "--backend",
+                backend,
+                "-o",
+                folder + "/tables",
+            ]
+            command += ["-w", folder + "/all.pcapng"] if write else []
+            replay = [sys.executable, str(HERE), "send", path, "--interface", FAR, "--pps", str(pps), "--seconds", str(seconds)]
+            sender = subprocess.Popen([*inside, *replay], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert sender.stdin is not None and sender.stdout is not None
+            sender.stdout.readline()
+            live = subprocess.Popen([*inside, *command], stderr=subprocess.PIPE, text=True)
+            time.sleep(3)
+            sender.stdin.write("\n")
+            sender.stdin.flush()
+            told = json.loads(sender.stdout.readline())
+            sender.wait()
+            time.sleep(1)
+            live.send_signal(signal.SIGINT)
+            stopped = time.monotonic()
+            _, status, usage = os.wait4(live.pid, 0)
+            after = time.monotonic() - stopped
+            assert live.stderr is not None
+            said = live.stderr.read()
+        finally:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+        odd = [json.loads(line) for line in Path(folder, "tables/anomalies.jsonl").read_text().splitlines()]
+        lost = [f"{row['name']}: {row['detail']}" for row in odd if row["name"] in ("capture_drops", "analysis_shed")]
+        kept = None
+        if write:
+            info = SourceInfo("")
+            for _ in files.read(folder + "/all.pcapng", Limits(), info):
+                pass
+            kept = info.frames
+        messages = sum(1 for _ in open(folder + "/tables/messages.jsonl", "rb"))  # noqa: SIM115
+    pace = told["sent"] / told["seconds"]
+    print(f"sent {told['sent']:,} packets in {told['seconds']} s ({pace:,.0f} a second), {told['cpu']} s CPU")
+    print(f"captured by {backend}{f', in the file {kept:,}' if write else ''}; lost: {'; '.join(lost) or 'nothing'}")
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"analyzed {after:.0f} s after the end: {messages:,} messages; status {status >> 8}")
+    print(f"{cpu:.0f} s CPU, {usage.ru_maxrss / 1024:.0f} MB")
+    print(said, end="", file=sys.stderr)
+    return int(bool(lost) or pace < 0.98 * pps or (kept is not None and kept != told["sent"]))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -293,15 +473,32 @@ def main() -> int:
     one.add_argument("--times", type=int, default=10)
     one.add_argument("--rate", type=float, default=50, help="messages a second of capture time")
     one.add_argument("--at-most", type=float, default=5, help="per cent")
+    one.add_argument("--bounds", type=float, default=1, help="this share of the limits of what is held")
     one.add_argument("--details", action="store_true", help="lengths of whatever holds something")
     one = modes.add_parser("source")
     one.add_argument("--rate", type=float, default=50)
     one.add_argument("--seed", type=int, default=1)
+    one = modes.add_parser("rate")
+    one.add_argument("capture", help="what is sent, again and again, as bench/gen.py makes it")
+    one.add_argument("--pps", type=float, default=50_000)
+    one.add_argument("--seconds", type=float, default=60)
+    one.add_argument("--backend", default="dumpcap", choices=["dumpcap", "raw"])
+    one.add_argument("--write", action="store_true", help="into a capture file, too")
+    one = modes.add_parser("send")
+    one.add_argument("capture")
+    one.add_argument("--interface")
+    one.add_argument("--pps", type=float)
+    one.add_argument("--seconds", type=float)
     given = parser.parse_args()
     if given.mode == "source":
         source(given.seed, given.rate)
         return 0
-    return churn(given.seconds, given.times, given.rate, given.at_most, given.details)
+    if given.mode == "send":
+        send(given.capture, given.interface, given.pps, given.seconds)
+        return 0
+    if given.mode == "rate":
+        return rate(given.capture, given.pps, given.seconds, given.backend, given.write)
+    return churn(given.seconds, given.times, given.rate, given.at_most, given.details, given.bounds)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from analyzer.wire.anomalies import Anomaly
 
 _MASK = re.compile(r"X{7}[XA]")
 """What firewalls that rewrite EHLO replies in place write over STARTTLS."""
+_LATEST = 10
+"""Share of the limit, 1/10, that waits for a server's other sessions where there is no end to wait for."""
 _OFFERS = ("STARTTLS", "STLS")
 
 
@@ -61,9 +63,10 @@ class Offers:
         self._bare.append(_Bare(info.session_id, info.source, ts, info.frame_greeted, server, reason))
 
     def settle(self, until: int | None = None) -> list[Anomaly]:
-        """What was taken away, named: in all sessions, or in those that began by a time."""
+        """What was taken away, named: in all sessions, or in those that began by a time or are not among the latest."""
         found: list[Anomaly] = []
-        bare_ones = [bare for bare in self._bare if until is None or bare.ts <= until]
+        spare = len(self._bare) - self._limits.starttls_sessions // _LATEST
+        bare_ones = [bare for i, bare in enumerate(self._bare) if until is None or bare.ts <= until or i < spare]
         for bare in bare_ones:
             others = self._offers.get(bare.server, 0)
             detail = bare.reason
@@ -77,7 +80,7 @@ class Offers:
             detail = f"{self._dropped:,} sessions beyond the limit"
             found.append(Anomaly(None, "", None, None, "starttls_unchecked", detail, None))
             self._dropped = 0
-        self._bare = [bare for bare in self._bare if until is not None and bare.ts > until]
+        self._bare = [b for i, b in enumerate(self._bare) if until is not None and b.ts > until and i >= spare]
         return found
 
     def row(self, row: SessionRow) -> SessionRow:

@@ -19,6 +19,7 @@ from analyzer.tables.export import json_lines
 from analyzer.tables.schema import TABLES
 from analyzer.tables.visible import visible
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 PART, OPEN = ".part.jsonl", ".open.jsonl"
 _PIECE = 1 << 20
 """Octets copied at a time."""
@@ -161,4 +162,6 @@ def _copy_octets(old: BinaryIO, new: BinaryIO, first: int, last: int) -> None:
 
 def _failure(directory: Path, error: OSError) -> MailhopError:
     what = f"cannot write tables to {visible(str(directory))}: {error.strerror or error}"
-    return MailhopError(what, "make room or choose another directory with -o DIR; what was written before can be read")
+    if error.errno in _FULL:
+        return MailhopError(what, "make room or choose another directory with -o DIR; what was written before can be read")
+    return MailhopError(what, "choose a directory that you may write, with -o DIR")
