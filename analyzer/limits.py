@@ -178,6 +178,9 @@ class Limits:
     # live
     live_kernel_bytes: int = 64 << 20
     """Octets of packets that the kernel keeps for a live capture: beyond, it drops packets, `capture_drops`."""
+    live_relay_bytes: int = 4 << 30
+    """Octets from dumpcap that wait, nearly all on disk, to be taken in: beyond, dumpcap waits, and the kernel drops packets
+    when it has no room either, `capture_drops`."""
     live_batch_bytes: int = 8 << 20
     """Octets captured live that are decoded at a time; less where less has come."""
     live_backlog_bytes: int = 128 << 20

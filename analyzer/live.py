@@ -284,7 +284,7 @@ class Live:
             filters: tuple[str, ...] = default_filters(ports)
         else:
             filters = (plan.filter,) if plan.filter else ()
-        return Wanted(plan.interfaces, filters, plan.filter is not None, plan.promiscuous, plan.backend)
+        return Wanted(plan.interfaces, filters, plan.filter is not None, plan.promiscuous, plan.backend, _beside(plan))
 
     def _await_start(self) -> None:
         """Wait until the source gives signs of life, so that what is wrong with it is said at once."""

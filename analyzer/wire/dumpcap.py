@@ -1,4 +1,7 @@
-"""Capture by dumpcap, which has the rights, the buffers and the counters; its pcapng comes through a pipe."""
+"""Capture by dumpcap, which has the rights, the buffers and the counters; its pcapng comes through a pipe.
+
+A process between takes it at once, whatever this one is busy with (`relay.py`): dumpcap never waits, so the kernel drops nothing.
+"""
 
 import os
 import re
@@ -6,6 +9,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,7 +19,7 @@ from typing import IO
 
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
-from analyzer.wire import files
+from analyzer.wire import files, relay
 from analyzer.wire.types import Frames, SourceInfo
 
 _PATIENCE = 3.0
@@ -59,8 +63,10 @@ class Dumpcap:
 
     kind = "dumpcap"
 
-    def __init__(self, path: str, wanted: Sequence[tuple[str, str]], promiscuous: bool, limits: Limits) -> None:
-        """`wanted`: interface and filter, "" for none."""
+    def __init__(
+        self, path: str, wanted: Sequence[tuple[str, str]], promiscuous: bool, limits: Limits, directory: str | None = None
+    ) -> None:
+        """`wanted`: interface and filter, "" for none.  `directory`: where octets may wait; None: where temporary files go."""
         self.name = "+".join(name for name, _ in wanted)
         self.broken: CaptureError | None = None
         self._limits = limits
@@ -86,13 +92,29 @@ class Dumpcap:
             )
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}", "mailhop doctor says what to do") from None
+        assert self._process.stdout is not None
         _widen(self._process.stdout)
+        self._pipe: IO[bytes] = self._process.stdout
+        self._relay: subprocess.Popen[bytes] | None = None
+        if os.name == "posix":
+            self._between(limits.live_relay_bytes, directory)
+
+    def _between(self, most: int, directory: str | None) -> None:
+        """Have a process between that takes everything at once."""
+        command = [sys.executable, "-I", "-S", relay.__file__, str(most), *([directory] if directory is not None else [])]
+        with suppress(OSError):
+            self._relay = subprocess.Popen(
+                command, stdin=self._pipe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, bufsize=0
+            )
+            assert self._relay.stdout is not None
+            self._pipe.close()
+            self._pipe = self._relay.stdout
+            _widen(self._pipe)
 
     def frames(self, info: SourceInfo) -> Iterator[Frames]:
         """What is captured, a batch at a time.  Raises CaptureError when the capture cannot begin."""
-        assert self._process.stdout is not None
         try:
-            yield from files.read(self._process.stdout, self._limits, info, name=self.name)  # type: ignore[arg-type]
+            yield from files.read(self._pipe, self._limits, info, name=self.name)  # type: ignore[arg-type]
         except CaptureError:
             if not self._stopped:  # nothing came: it says why
                 self._ended()
@@ -112,10 +134,8 @@ class Dumpcap:
     def _end_when_quiet(self) -> None:
         """dumpcap throws away what the kernel still holds: let that come first, as long as it does not take too long."""
         until = time.monotonic() + _DRAIN
-        pipe = self._process.stdout
-        assert pipe is not None
         with suppress(OSError, ValueError):
-            while time.monotonic() < until and select.select([pipe], [], [], _QUIET)[0]:
+            while time.monotonic() < until and select.select([self._pipe], [], [], _QUIET)[0]:
                 time.sleep(_QUIET / 10)
         with suppress(OSError):
             self._process.send_signal(signal.SIGINT)
@@ -125,6 +145,8 @@ class Dumpcap:
         self._stopped = True
         with suppress(OSError):
             self._process.kill()
+            if self._relay is not None:
+                self._relay.kill()
 
     def drops(self) -> int:
         """Packets that the kernel or dumpcap had no room for; known when the capture has ended."""
@@ -136,8 +158,9 @@ class Dumpcap:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._pipe.close()
+        if self._relay is not None:
+            self._relay.wait()
 
     def _said(self) -> str:
         with suppress(OSError, ValueError):

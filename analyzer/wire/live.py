@@ -62,6 +62,8 @@ class Wanted:
     promiscuous: bool = True
     backend: str = "auto"
     """`auto dumpcap raw`."""
+    directory: str | None = None
+    """Where octets may wait on disk; None: where temporary files go."""
 
 
 def default_filters(ports: Sequence[int]) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ def open_feed(wanted: Wanted, limits: Limits) -> Feed:
         _check_name(name, path)
     if path is not None:
         chosen = [(name, _filter_for(name, wanted)) for name in names]
-        return dumpcap.Dumpcap(path, chosen, wanted.promiscuous, limits)
+        return dumpcap.Dumpcap(path, chosen, wanted.promiscuous, limits, wanted.directory)
     if not sys.platform.startswith("linux"):
         raise CaptureError(
             "capturing needs dumpcap here", "install Wireshark, which brings it (macOS: with ChmodBPF; Windows: with Npcap)"
