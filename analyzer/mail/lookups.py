@@ -358,8 +358,9 @@ class Lookups:
         for machine, theirs in by_client.items():
             by_client[machine] = [use for use in theirs if not use.reused]
         taken: dict[int, Leg | None] = dict.fromkeys(self._elsewhere)
-        for machine, theirs in by_server.items():
-            self._callers(self._rows_of[machine], theirs, taken)
+        pointed = {machine: self._callers(self._rows_of[machine], theirs, taken) for machine, theirs in by_server.items()}
+        for machine, found in pointed.items():
+            self._confirm(self._rows_of[machine], found, taken, True)
         served: dict[int, dict[tuple[int, str, int], int]] = {machine: {} for machine in by_client}
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _SOON)
@@ -368,6 +369,9 @@ class Lookups:
         self._neighbours(hosts, uses, taken)
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
+        for machine, found in pointed.items():
+            self._confirm(self._rows_of[machine], found, taken, False)
+        for machine, theirs in by_client.items():
             self._exchange(self._rows_of[machine], theirs, taken, served[machine])
             self._next_hops(self._rows_of[machine], again[machine], taken, {}, _SOON)
             self._leftovers(self._rows_of[machine], theirs, taken)
@@ -525,23 +529,38 @@ class Lookups:
                         wanted[fold(text)] = None
         return [name for name in wanted if name in names]
 
-    def _callers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
-        """Rule 3, first half: who is this client?  Sessions in time order, each takes the first lookup after its SYN."""
+    def _callers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> list[tuple[Use, int]]:
+        """Rule 3, first half: who is this client?  Sessions in time order, each takes the first lookup after its SYN.
+
+        Returns when it was asked, for those of which it was.
+        """
+        found: list[tuple[Use, int]] = []
         for use in uses:
             pointer = reverse(use.client_ip)
             asked = None
             for row in self._first_after(names.get(pointer), use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
                 taken[row] = use.leg
                 asked = self.at[row] if asked is None else min(asked, self.at[row])
-            if asked is None:
-                continue
+            if asked is not None:
+                found.append((use, asked))
+        return found
+
+    def _confirm(
+        self, names: dict[str, list[int]], found: list[tuple[Use, int]], taken: dict[int, Leg | None], own: bool
+    ) -> None:
+        """Does the client's name lead back to it?
+
+        `own`: by addresses of its family; others may be for the server's own next hop.
+        """
+        for use, asked in found:
+            family = "AAAA" if ":" in use.client_ip else "A"
             called = set(self.book.pointers_of(use.client_ip))
             if use.session is not None and use.session.client_name:
                 called.add(fold(use.session.client_name))
             until = min(use.end + _AFTER, asked + _CONFIRM)
             for name in sorted(called):
                 for row in self._first_after(names.get(name), asked, until, taken):
-                    if self.qtype(row) in _FORWARD:
+                    if self.qtype(row) in _FORWARD and (self.qtype(row) == family) is own:
                         taken[row] = use.leg
 
     def _first_after(self, rows: list[int] | None, start: int, until: int, taken: dict[int, Leg | None]) -> list[int]:

@@ -171,3 +171,22 @@ def test_of_two_that_wait_nothing_is_said_when_either_can_have_asked() -> None:
     for n, message in enumerate(messages, 1):
         post.relay(message, ["hanako@b.example"], f"B{n}")
     assert said_cached(world) == []
+
+
+def test_a_client_that_is_the_servers_own_next_hop_takes_no_lookup_of_that_way() -> None:
+    world = World()
+    post = Post(world)
+    message = mail(
+        1, Received="from x.test (x.test [192.0.2.9]) by mail.b.example with ESMTP id B1; Mon, 23 Nov 2026 14:00:00 +0000"
+    )
+    info = world.session("smtp", STORE, MX, 25, client_name=NAMES[STORE], server_name=NAMES[MX])
+    pointer = world.lookup(MX, "110.3.0.10.in-addr.arpa", "PTR", "PTR store.b.example.")
+    confirmed = world.lookup(MX, "store.b.example", "A", f"A {STORE}")
+    way = [world.lookup(MX, "store.b.example", "A", f"A {STORE}"), world.lookup(MX, "store.b.example", "AAAA")]
+    post.deliver(message, ["hanako@b.example"])
+    world.carry(info, "", ["taro@a.example"], mail(2), queue_id="V1")
+    world.end(info)
+    told = world.tell()
+    hops = {(h.trace_id, h.hop): (h.client_ip, h.server_ip) for h in told.hops}
+    served = [hops.get((row.trace_id or "", row.hop or 0)) for row in map(told.dns, (pointer, confirmed, *way))]
+    assert served == [(STORE, MX), (STORE, MX), (MX, STORE), (MX, STORE)]
