@@ -17,6 +17,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
+from heapq import heappop, heappush
 from typing import NamedTuple, TypeVar
 
 from analyzer.limits import Limits
@@ -535,15 +536,52 @@ class Lookups:
         Returns when it was asked, for those of which it was.
         """
         found: list[tuple[Use, int]] = []
+        alike: dict[str, list[tuple[int, int, Use]]] = {}
         for use in uses:
             pointer = reverse(use.client_ip)
-            asked = None
+            if pointer in names and (end := self._greeted(use)) is not None:
+                alike.setdefault(pointer, []).append((use.syn - _BEFORE_SYN, end, use))
+        given: dict[int, int] = {}
+        for pointer, jobs in alike.items():
+            if len(jobs) > 1:
+                rows = [row for row in names[pointer] if row not in taken]
+                given.update((id(use), row) for row, use in self._in_turn(rows, jobs))
+        for use in uses:
+            if id(use) in given:
+                taken[given[id(use)]] = use.leg
+        for use in uses:
+            pointer = reverse(use.client_ip)
+            asked = self.at[given[id(use)]] if id(use) in given else None
+            if asked is not None:
+                found.append((use, asked))
+                continue
             for row in self._first_after(names.get(pointer), use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
                 taken[row] = use.leg
                 asked = self.at[row] if asked is None else min(asked, self.at[row])
             if asked is not None:
                 found.append((use, asked))
         return found
+
+    def _greeted(self, use: Use) -> int | None:
+        """When a server greeted: most have asked by then who calls."""
+        session = use.session
+        if session is None or session.ts_banner is None:
+            return None
+        return self.clocks.true(session.source, session.ts_banner)
+
+    def _in_turn(self, rows: list[int], jobs: list[tuple[int, int, Use]]) -> Iterator[tuple[int, Use]]:
+        """Of sessions that were waiting for their greeting when a lookup was made, it is for the one that was greeted first."""
+        ready: list[tuple[int, int, Use]] = []
+        at = 0
+        for row in rows:
+            ts = self.at[row]
+            while at < len(jobs) and jobs[at][0] <= ts:
+                heappush(ready, (jobs[at][1], at, jobs[at][2]))
+                at += 1
+            while ready and ready[0][0] < ts:
+                heappop(ready)
+            if ready:
+                yield row, heappop(ready)[2]
 
     def _confirm(
         self, names: dict[str, list[int]], found: list[tuple[Use, int]], taken: dict[int, Leg | None], own: bool

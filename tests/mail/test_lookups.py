@@ -190,3 +190,18 @@ def test_a_client_that_is_the_servers_own_next_hop_takes_no_lookup_of_that_way()
     hops = {(h.trace_id, h.hop): (h.client_ip, h.server_ip) for h in told.hops}
     served = [hops.get((row.trace_id or "", row.hop or 0)) for row in map(told.dns, (pointer, confirmed, *way))]
     assert served == [(STORE, MX), (STORE, MX), (MX, STORE), (MX, STORE)]
+
+
+def test_of_two_callers_that_wait_the_one_greeted_first_was_looked_up_first() -> None:
+    world = World()
+    slow, fast = (world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX]) for _ in range(2))
+    asked = []
+    for n, info in ((2, fast), (1, slow)):
+        asked.append(world.lookup(MX, "25.1.0.10.in-addr.arpa", "PTR", "PTR smtp.a.example."))
+        info.ts_banner = info.ts_greeted = world.ns()
+        world.carry(info, "taro@a.example", ["hanako@b.example"], mail(n), queue_id=f"B{n}")
+    for info in (slow, fast):
+        world.end(info)
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<2@a.example>", "<1@a.example>"]
