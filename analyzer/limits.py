@@ -205,6 +205,8 @@ class Limits:
     finished, `hosts_finished_early`; and as many pairs of hosts that passed mail on, by which roles are known."""
     live_connections: int = 100_000
     """Flows remembered in a live capture, as `connections`."""
+    live_open_connections: int = 20_000
+    """Connections followed at once in a live capture, as `open_connections`."""
     live_spool_rows: int = 2_000
     """Rows of one table held in memory in a live capture, as `spool_rows`."""
     live_share: float = 0.1

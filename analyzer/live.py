@@ -198,6 +198,7 @@ class Live:
             limits,
             batch_bytes=min(limits.batch_bytes, limits.live_batch_bytes),
             connections=min(limits.connections, limits.live_connections),
+            open_connections=min(limits.open_connections, limits.live_open_connections),
             spool_rows=min(limits.spool_rows, limits.live_spool_rows),
         )
         self.counts = Counts()

@@ -1,6 +1,7 @@
 """What a live capture forgets is written first: each row once, each host counted once."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from analyzer.tables import Tables
 from analyzer.wire import files
 from analyzer.wire.types import SourceInfo
 
+_HOUR = 3_600_000_000_000
 STORY = Path(__file__).resolve().parents[2] / "captures" / "story.pcapng"
 
 
@@ -85,3 +87,26 @@ def test_within_the_limits_the_tables_are_those_of_the_file(whole: Tables) -> No
         "anomalies",
     ):
         assert list(tables.rows(table)) == list(whole.rows(table)), table
+
+
+def test_what_is_held_does_not_grow_with_time() -> None:
+    """The same mail every hour: after the tenth hour no more is held than after the second."""
+    limits = Limits(live_lookup_age=60_000_000_000)
+    ledger = Ledger(limits)
+    sizes = []
+    for hour in range(10):
+        pipeline = Pipeline(limits)  # connections of the same ends and numbers are not the ones before
+        pipeline.story = ledger
+        pipeline.tables = sink = _Sink(limits, ledger, None, False)
+        told = Counter[str]()
+        for frames in files.read(STORY, limits, SourceInfo("-")):
+            pipeline.feed(replace(frames, ts=frames.ts + hour * _HOUR))
+            ledger.retell()
+            for table, row in ledger.settle(int(frames.ts[-1]) + (hour + 1) * _HOUR - 1):
+                sink.put(table, row)
+                told[table] += 1
+        assert told["messages"] == 2
+        held = (ledger._webs._strong, ledger._webs._faint, ledger._webs._sought, ledger._holder, ledger._ended, ledger.lookups)
+        more = (ledger._mailbox, ledger._tries, ledger._news, ledger._hosts_before, ledger._ends_before, ledger._claims_before)
+        sizes.append([ledger.held, *map(len, held), *map(len, more)])
+    assert sizes[9] == sizes[1]
