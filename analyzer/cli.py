@@ -42,6 +42,7 @@ PATIENCE = 0.5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread per core for algebra, which we have none of
     was = gc.isenabled()
     gc.disable()  # rows hold no cycles and live to the end: collections would only walk them again and again
     try:
