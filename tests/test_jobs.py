@@ -48,12 +48,23 @@ def test_the_story(tmp_path: Path, jobs: int) -> None:
     assert one == several
 
 
-@pytest.mark.parametrize("scenario", ["bounces", "fork_bcc", "greylist", "failures", "tls", "smtp_extensions"])
-def test_several_taps_of_the_lab(tmp_path: Path, scenario: str) -> None:
-    captures = sorted(map(str, (LAB / scenario).glob("*.pcap*")))
+@pytest.mark.parametrize("scenario", ["bounces", "fork_bcc", "greylist", "failures", "tls_keys", "smtp_extensions"])
+def test_a_whole_lab(tmp_path: Path, scenario: str) -> None:
+    captures = sorted(map(str, (LAB / scenario).glob("bridge.pcap*")))
     if not captures:
         pytest.skip("no lab captures here")
-    assert tables(captures, tmp_path, 1) == tables(captures, tmp_path, 2)
+    one = tables(captures, tmp_path, 1)
+    assert one["hops"].count(b"\n") > 1
+    assert one == tables(captures, tmp_path, 2)
+
+
+def test_messages_told_in_parts_are_told_by_several(tmp_path: Path) -> None:
+    """In parts of two crossings: each process tells its share of them."""
+    captures = sorted(map(str, (LAB / "fork_bcc").glob("bridge.pcap*")))
+    if not captures:
+        pytest.skip("no lab captures here")
+    limits = Limits(story_sightings=2, story_part=2)
+    assert tables(captures, tmp_path, 1) == tables(captures, tmp_path, 2, limits)
 
 
 def test_small_batches_and_runs_of_rows(tmp_path: Path) -> None:
