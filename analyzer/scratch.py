@@ -4,11 +4,11 @@ import os
 from typing import IO
 
 
-def scratch() -> IO[bytes]:
-    """A new one, to write and read."""
+def scratch(directory: "str | os.PathLike[str] | None" = None) -> IO[bytes]:
+    """A new one, to write and read; in `directory`, or where temporary files go."""
     from tempfile import TemporaryFile
 
-    return TemporaryFile(prefix="mailhop-")
+    return TemporaryFile(prefix="mailhop-", dir=directory)
 
 
 def read_at(file: IO[bytes], size: int, place: int) -> bytes:

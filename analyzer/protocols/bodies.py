@@ -5,8 +5,8 @@ One unnamed file holds them all, gone with the process however it ends; memory h
 
 import os
 from collections.abc import Iterator
-from tempfile import TemporaryFile
-from typing import IO
+
+from analyzer.scratch import scratch
 
 _PIECE = 1 << 20
 """Octets read back at a time."""
@@ -17,7 +17,7 @@ class Store:
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         """`directory`: where the file is (else where temporary files go)."""
-        self._file: IO[bytes] = TemporaryFile(prefix="mailhop-", dir=directory)  # noqa: SIM115
+        self._file = scratch(directory)
         self._end = 0
 
     def put(self, piece: bytes | memoryview) -> tuple[int, int]:

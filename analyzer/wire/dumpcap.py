@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import IO
 
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
+from analyzer.scratch import scratch
 from analyzer.wire import files, relay
 from analyzer.wire.types import Frames, SourceInfo
 
@@ -72,7 +72,7 @@ class Dumpcap:
         self._limits = limits
         self._path = path
         self._stopped = False
-        self._log: IO[bytes] = tempfile.TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        self._log = scratch()
         command = [path, "-q", "-n", "-B", str(max(limits.live_kernel_bytes >> 20, 1))]
         for name, expression in wanted:
             command += ["-i", name]

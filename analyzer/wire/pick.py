@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import accumulate
-from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from analyzer.limits import Limits
+from analyzer.scratch import scratch
 from analyzer.wire import blocks
 from analyzer.wire.connections import FIN, RST, SYN
 from analyzer.wire.packets import Decoder
@@ -322,7 +322,7 @@ def copy(
         mine = chosen.get(name)
         if not mine:
             continue
-        run = TemporaryFile(prefix="mailhop-")  # noqa: SIM115
+        run = scratch()
         info = SourceInfo(name, interfaces=[])
         left = set(mine)
         for frames in read(i, info):
