@@ -13,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from analyzer.limits import Limits
+from analyzer.scratch import read_at
 from analyzer.wire.types import FRAME_COLUMNS, Frames
 
 _SEGMENT = 64 << 20
@@ -37,7 +38,7 @@ class _Stored:
         return self.count
 
     def load(self) -> Frames:
-        octets = os.pread(self.file.fileno(), self.size, self.place)
+        octets = read_at(self.file, self.size, self.place)
         columns, at = {}, self.octets
         for name, kind in zip(FRAME_COLUMNS, self.types, strict=True):
             columns[name] = np.frombuffer(octets, kind, self.count, at)

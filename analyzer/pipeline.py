@@ -15,7 +15,7 @@ from analyzer import shards
 from analyzer.errors import CaptureError
 from analyzer.limits import Limits
 from analyzer.mail.clocks import Clocks
-from analyzer.mail.story import BY_MESSAGE, Found, Part, Share, Story, Told
+from analyzer.mail.story import ALL, BY_MESSAGE, Found, Part, Share, Story, Told
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
 from analyzer.protocols.bodies import Body
@@ -89,7 +89,7 @@ class Pipeline:
         limits: Limits | None = None,
         secrets: tls.Secrets | None = None,
         taps: Taps | None = None,
-        share: Share = shards.ALL,
+        share: Share = ALL,
         out: shards.Outbox | None = None,
     ) -> None:
         """`share`: what of several processes' work is done here.  `out`: takes what is found in others than the first."""

@@ -12,9 +12,9 @@ def scratch(directory: "str | os.PathLike[str] | None" = None) -> IO[bytes]:
 
 
 def read_at(file: IO[bytes], size: int, place: int) -> bytes:
-    """Octets of a flushed file; where its end is set by `write` stays as it is on systems that have pread(2).
+    """Octets of a flushed file from a place; with pread(2) the file goes on standing where it stood.
 
-    Processes that share an open file share where it stands, so only this way may several read it.
+    Processes that share an open file share where it stands: only so may several of them read it.
     """
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), size, place)

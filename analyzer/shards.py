@@ -34,9 +34,8 @@ _HEAD = Struct("=cQ")
 _EVENTS = 512
 """Events told together at least, but at the end."""
 _KEPT = ("sessions", "dns")
-"""Tables whose rows come with events: their makers need the events anyway."""
+"""Tables whose rows come with events, which the first process needs anyway."""
 
-ALL: Share = (0, 1)
 possible = hasattr(os, "fork")
 """Whether this system can do it."""
 T = TypeVar("T")

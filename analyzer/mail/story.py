@@ -87,13 +87,14 @@ BY_MESSAGE = tuple(column.name for column in fields(Part))
 
 Share = tuple[int, int]
 """Number of a process, from 0, and how many there are."""
+ALL: Share = (0, 1)
 Each = Callable[[Callable[[Share, Any], Any]], list[Any]]
 """Has each of several processes do its share of some work; what they returned, by number.  Only the first one's state stays."""
 
 
 def alone(work: Callable[[Share, Any], Any]) -> list[Any]:
     """`Each` with one process."""
-    return [work((0, 1), None)]
+    return [work(ALL, None)]
 
 
 class _Said(NamedTuple):
@@ -147,43 +148,40 @@ class Told:
         self.telling.gather(found)
         self.client_roles.update(self.telling.client_roles(self.server_roles))
 
-    def _all(self, table: str) -> Iterable[Any]:
-        return Rows(lambda: iter(getattr(self.first, table)))
-
     @property
     def messages(self) -> Iterable[Message]:
-        """Rows of a table of all parts; once, unless the story was told whole."""
-        return self._all("messages")
+        """Rows of the first part, as often as wanted; so are the following."""
+        return self.first.messages
 
     @property
     def hops(self) -> Iterable[Hop]:
         """As `messages`."""
-        return self._all("hops")
+        return self.first.hops
 
     @property
     def recipients(self) -> Iterable[RecipientRow]:
         """As `messages`."""
-        return self._all("recipients")
+        return self.first.recipients
 
     @property
     def deliveries(self) -> list[Delivery]:
         """As `messages`."""
-        return list(self._all("deliveries"))
+        return self.first.deliveries
 
     @property
     def timeline(self) -> Iterable[Step]:
         """As `messages`."""
-        return self._all("timeline")
+        return self.first.timeline
 
     @property
     def authentication(self) -> list[Authentication]:
         """As `messages`."""
-        return list(self._all("authentication"))
+        return self.first.authentication
 
     @property
     def links(self) -> Iterable[Link]:
         """As `messages`."""
-        return self._all("links")
+        return self.first.links
 
     def dns(self, t: Transaction) -> Transaction:
         """The row of a lookup with what it was for."""
