@@ -100,9 +100,6 @@ class Ledger(Story):
             self._news.append(sighting)
             self._arrived += 1
             self.on_carried(event)
-        elif kind is Transaction:
-            self.lookups.append(event)
-            self._dns.feed(event)
         elif kind is SessionEnded:
             self._ended[event.info.session_id] = event
             if event.info.visibility == "opaque" or not event.info.messages:
@@ -111,6 +108,12 @@ class Ledger(Story):
             self._keep(self._mailbox, event, self.limits.live_mailbox_events, "mailbox_events_dropped")
         elif kind is Attempt:
             self._keep(self._tries, event, self.limits.idle_connections, "attempts_dropped")
+
+    def look(self, lookups: Iterable[Transaction]) -> None:
+        """Keep DNS questions and their answers."""
+        self.fresh = True
+        self.lookups.extend(lookups)
+        self._dns.feed(lookups)
 
     def _keep(self, where: deque[Any], event: Any, most: int, name: str) -> None:
         where.append(event)
@@ -543,11 +546,10 @@ class _Dns:
         self.fresh = False
         """There are some that no telling has seen."""
 
-    def feed(self, t: Transaction) -> None:
-        """One more."""
+    def feed(self, lookups: Iterable[Transaction]) -> None:
+        """Some more."""
         self.fresh = True
-        if self._lookups.feed(t):
-            self._rows.append(t)
+        self._rows += self._lookups.feed(lookups)
 
     def begin(self, held: Container[int], only: bool = False) -> Lookups:
         """They are to be bound: those whose ids are not in `held`; with `only`, none but those."""
@@ -592,8 +594,7 @@ class _Dns:
         if len(self._rows) > 2 * len(left) + _SPARE:
             asked = self._lookups.asked
             self._lookups, self._rows = Lookups(self._limits), []
-            for t in left:
-                self.feed(t)
+            self.feed(left)
             self._lookups.flush()
             self._lookups.asked = asked  # each was counted when it came
 

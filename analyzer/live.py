@@ -151,11 +151,6 @@ class _Sink(Tables):
         self._keep = keep
 
     def add(self, table: str, row: Any) -> None:
-        if table == "dns":  # the ledger has it, until it is known which message it served
-            return
-        self.put(table, row)
-
-    def put(self, table: str, row: Any) -> None:
         """Add a finished row."""
         if self._keep or table == "anomalies":
             super().add(table, row)
@@ -163,12 +158,14 @@ class _Sink(Tables):
             self._parts.add(table, row)
 
     def extend(self, table: str, rows: Iterable[Any]) -> None:
-        for row in rows:
-            self.put(table, row)
+        if table != "dns":  # the ledger has these, until it is known which message each served
+            for row in rows:
+                self.add(table, row)
 
     def patch(self, table: str, change: Callable[[Any], Any]) -> None:
         if table == "dns":
-            self.extend("dns", map(change, self._ledger.lookups))
+            for row in map(change, self._ledger.lookups):
+                self.add("dns", row)
             self._ledger.lookups.clear()
         else:
             super().patch(table, change)
@@ -473,7 +470,7 @@ class Live:
         some = False
         for table, row in self._ledger.settle(self._now):
             some = True
-            self._sink.put(table, row)
+            self._sink.add(table, row)
             if table == "messages":
                 self._finished(row)
         if some and self._parts is not None:

@@ -250,17 +250,15 @@ class Pipeline:
 
     def _take(self, events: Iterable[Event]) -> None:
         tables, story = self.tables, self.story
+        lookups: list[dns.Transaction] = []
         for event in events:
             kind = type(event)
-            if kind is Command:
+            if kind is dns.Transaction:
+                lookups.append(event)  # type: ignore[arg-type]
+            elif kind is Command:
                 tables.add("commands", event)
             elif kind is Anomaly:
                 tables.add("anomalies", event)
-            elif kind is dns.Transaction:
-                t: Any = event
-                if self.taps is None or self._is_first(t):
-                    tables.add("dns", event)
-                    story.feed(event)
             else:
                 if isinstance(event, SessionEnded):
                     tables.add("sessions", event.row)
@@ -269,6 +267,11 @@ class Pipeline:
                 elif isinstance(event, MessageCarried) and event.content is not None and event.content.body is not None:
                     self.bodies[event.session.session_id, event.index] = event.content.body
                 story.feed(event)
+        if lookups:
+            if self.taps is not None:
+                lookups = list(filter(self._is_first, lookups))
+            tables.extend("dns", lookups)
+            story.look(lookups)
 
     def _is_first(self, t: dns.Transaction) -> bool:
         """No other tap has shown this lookup."""

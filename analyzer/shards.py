@@ -14,7 +14,7 @@ import marshal
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from struct import Struct
 from typing import IO, Any, BinaryIO, TypeVar
@@ -23,6 +23,7 @@ from analyzer.errors import MailhopError
 from analyzer.limits import Limits
 from analyzer.mail.story import Share, Story
 from analyzer.protocols.base import Event, MessageCarried, SessionEnded
+from analyzer.protocols.dns import Transaction
 from analyzer.scratch import read_at, scratch
 from analyzer.tables.spool import Tables
 from analyzer.wire.compression import reader
@@ -70,6 +71,10 @@ class Outbox:
         else:
             self._open.setdefault(info.session_id, []).append(event)
 
+    def look(self, lookups: list[Transaction]) -> None:
+        """Take DNS questions and their answers."""
+        self._events += lookups
+
     def flush(self, most: int = _EVENTS) -> None:
         """Hand over what is complete, if it is as much as `most`; to be called when no session is at work."""
         if len(self._events) >= max(most, 1):
@@ -108,6 +113,10 @@ class _SentTables(Tables):
             self._tell(row)
         elif table not in _KEPT:
             super().add(table, row)
+
+    def extend(self, table: str, rows: Iterable[Any]) -> None:
+        if table not in _KEPT:
+            super().extend(table, rows)
 
 
 def _packed(what: Any) -> bytes:

@@ -18,7 +18,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
-from typing import NamedTuple, TypeVar
+from operator import add, itemgetter
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from analyzer.limits import Limits
 from analyzer.mail.book import Book, fold, reverse
@@ -46,7 +49,7 @@ _DOMAINS = 100
 """Recipient domains of one hop looked at."""
 _ACTIVE = 64
 """Sessions of one server looked at, latest first, when a lookup could be for any."""
-_BATCH = 1024
+_BATCH = 4096
 """Rows put into the columns at once."""
 _FORWARD = ("A", "AAAA", "CNAME", "HTTPS", "SVCB")
 _OUTWARD = ("mx", "address", "tlsa", "mta_sts")
@@ -153,14 +156,13 @@ class Lookups:
     def __len__(self) -> int:
         return len(self.ts)
 
-    def feed(self, t: Transaction) -> bool:
-        """Take one question and its answer; whether it is one that may serve a hop, and so has a row."""
-        if t.qname is None or t.qtype is None or t.opcode != "QUERY" or t.qclass != "IN":
-            return False
-        self._waiting.append(t)
+    def feed(self, lookups: Iterable[Transaction]) -> list[Transaction]:
+        """Take questions and their answers; those of them that may serve a hop, and so have rows (in this order)."""
+        some = [t for t in lookups if t.opcode == "QUERY" and t.qclass == "IN" and t.qname is not None and t.qtype is not None]
+        self._waiting += some
         if len(self._waiting) >= _BATCH:
             self.flush()
-        return True
+        return some
 
     def begin(self, elsewhere: Collection[int] = ()) -> None:
         """Before they are bound again: nothing is bound; the rows `elsewhere` are known to have served what is not told now."""
@@ -175,25 +177,24 @@ class Lookups:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        self._serve(waiting)
+        column = _columns(waiting)
+        self._serve(column)
         learn = self.book.learn
-        said = [learn(t.answers) if t.answers else -1 for t in waiting]
-        room = self._limits.lookups - len(self.ts)
+        said = [learn(answers) if answers else -1 for answers in column["answers"]]
+        room = max(self._limits.lookups - len(self.ts), 0)
         if room < len(waiting):
-            self.dropped += len(waiting) - max(room, 0)
-            del waiting[max(room, 0) :]
-            if not waiting:
-                return
-        column = dict(zip(Transaction._fields, zip(*waiting, strict=True), strict=True))
-        self.ts.extend(_numbers(column["ts"]))
-        self.ts_reply.extend(_numbers(column["ts_reply"]))
-        self.frame.extend(_numbers(column["frame"]))
-        self._reply_frame.extend(_numbers(column["reply_frame"]))
-        self._id.extend(_numbers(column["dns_id"]))
-        self._client.extend(map(hash, column["client_ip"]))
+            self.dropped += len(waiting) - room
+            column = {name: values[:room] for name, values in column.items()}
+        self.ts.extend(_numbers("q", column["ts"]))
+        self.ts_reply.extend(_numbers("q", column["ts_reply"]))
+        self.frame.extend(_numbers("q", column["frame"]))
+        self._reply_frame.extend(_numbers("q", column["reply_frame"]))
+        self._id.extend(_numbers("i", column["dns_id"]))
+        self._client.extend(array("q", [*map(hash, column["client_ip"])]))
         self._networks.update(ip.rpartition(".")[0] for ip in set(column["client_ip"]) if ":" not in ip)
-        self._said.extend(said[: len(waiting)])
-        self._result.extend(map(_result, waiting))
+        self._said.extend(array("i", said[:room]))
+        answers = (column[name] for name in ("answered", "tc", "rcode", "ra", "rd", "aa"))
+        self._result.extend(array("b", [*map(_RESULTS.__getitem__, zip(*answers, map(bool, column["answers"]), strict=True))]))
         self._name.extend(_codes(self._names, self._words, column["qname"]))
         self._server.extend(_codes(self._servers, self._server_ips, column["server_ip"]))
         purposes = [purpose or "other" for purpose in column["purpose"]]
@@ -202,30 +203,28 @@ class Lookups:
         self._kind.extend(_codes(self._kinds, self._kind_words, list(kinds)))
         self._origin.extend(_codes(self._sources, self._source_words, column["source"]))
 
-    def _serve(self, waiting: list[Transaction]) -> None:
+    def _serve(self, column: dict[str, tuple[Any, ...]]) -> None:
         """Count what each server does."""
+        numbers: dict[str, int] = {}
+        server = np.array(_codes(numbers, [], column["server_ip"]))
+        ts, ts_reply = (np.array(_numbers("q", column[name])) for name in ("ts", "ts_reply"))
+        first = np.full(len(numbers), np.iinfo(np.int64).max)
+        np.minimum.at(first, server, np.where(ts >= 0, ts, np.maximum(ts_reply, 0)))
+        last = np.zeros(len(numbers), np.int64)
+        np.maximum.at(last, server, np.maximum(ts_reply, ts))
+        answered, ra, aa = (np.array(column[name], np.bool_) for name in ("answered", "ra", "aa"))
+        unasked = np.array([rd is False for rd in column["rd"]])
+        counts = (
+            np.bincount(server, true, len(numbers)) for true in (answered & ra, answered & aa, unasked, np.ones(len(server)))
+        )
+        of_server = zip(*(each.astype(np.int64).tolist() for each in counts), first.tolist(), last.tolist(), strict=True)
         asked = self.asked
-        for t in waiting:
-            first, last = t.ts, t.ts_reply
-            if first is None:
-                first = last or 0
-            if last is None:
-                last = first
-            facts = asked.get(t.server_ip)
-            if facts is None:
-                if len(asked) >= self._limits.hosts:
-                    continue
-                facts = asked[t.server_ip] = [0, 0, 0, 0, first, last]
-            facts[3] += 1
-            if t.answered:
-                if t.ra:
-                    facts[0] += 1
-                if t.aa:
-                    facts[1] += 1
-            if t.rd is False:
-                facts[2] += 1
-            facts[4] = min(facts[4], first)
-            facts[5] = max(facts[5], last)
+        for ip, new in zip(numbers, of_server, strict=True):
+            facts = asked.get(ip)
+            if facts is not None:
+                facts[:] = (*map(add, facts[:4], new[:4]), min(facts[4], new[4]), max(facts[5], new[5]))
+            elif len(asked) < self._limits.hosts:
+                asked[ip] = list(new)
 
     def align(self, clocks: Clocks) -> None:
         """All rows are in: put their times on one clock."""
@@ -707,33 +706,58 @@ def _network(head: str) -> dict[int, str]:
     return {hash(ip): ip for ip in (f"{head}.{n}" for n in range(256))} if head else {}
 
 
-def _result(t: Transaction) -> int:
-    """What an answer tells.  A referral is no answer: only who has authority or asks around can say that there are no records."""
-    if not t.answered or t.tc:
-        return NOTHING
-    if t.rcode == "NOERROR":
-        asks_around = t.ra and t.rd
-        if t.answers:
-            return RECORDS if asks_around else OWN_RECORDS
-        return NO_DATA if t.aa or asks_around else NOTHING
-    return NO_NAME if t.rcode == "NXDOMAIN" else FAILURE
+class _Results(dict[tuple[Any, ...], int]):
+    """What an answer tells, by (answered, TC, RCODE, RA, RD, AA, whether it has records).
+
+    A referral is no answer: only who has authority or asks around can say that there are no records.
+    """
+
+    def __missing__(self, key: tuple[Any, ...]) -> int:
+        answered, tc, rcode, ra, rd, aa, answers = key
+        if not answered or tc:
+            found = NOTHING
+        elif rcode == "NOERROR":
+            asks_around = ra and rd
+            found = (RECORDS if asks_around else OWN_RECORDS) if answers else NO_DATA if aa or asks_around else NOTHING
+        else:
+            found = NO_NAME if rcode == "NXDOMAIN" else FAILURE
+        self[key] = found  # flags and codes: a few hundred at most
+        return found
 
 
-def _numbers(column: tuple[int | None, ...]) -> Iterable[int]:
+_RESULTS = _Results()
+_FIELDS = (
+    *("source", "ts", "ts_reply", "frame", "reply_frame", "client_ip", "server_ip", "transport", "dns_id"),
+    *("qname", "qtype", "rcode", "aa", "tc", "rd", "ra", "answers", "answered", "purpose"),
+)
+_fields = itemgetter(*map(Transaction._fields.index, _FIELDS))
+
+
+def _columns(rows: Iterable[Transaction]) -> dict[str, tuple[Any, ...]]:
+    """Those fields of rows that are looked at, by name."""
+    return dict(zip(_FIELDS, zip(*map(_fields, rows), strict=True), strict=True))
+
+
+def _numbers(code: str, column: tuple[int | None, ...]) -> "array[int]":
     """-1 for what is not known."""
-    return [-1 if n is None else n for n in column]
+    try:
+        return array(code, column)  # type: ignore[arg-type]
+    except TypeError:
+        return array(code, [-1 if n is None else n for n in column])
 
 
-def _codes(codes: dict[Word, int], words: list[Word], column: Sequence[Word]) -> list[int]:
+def _codes(codes: dict[Word, int], words: list[Word], column: Sequence[Word]) -> "array[int]":
     """Each word's number; new words get the next one."""
-    found: list[int] = []
-    for word in column:
-        code = codes.get(word)
-        if code is None:
-            code = codes[word] = len(codes)
-            words.append(word)
-        found.append(code)
-    return found
+    found = [*map(codes.get, column)]
+    if None in found:
+        for i, word in enumerate(column):
+            if found[i] is None:
+                code = codes.get(word)
+                if code is None:
+                    code = codes[word] = len(codes)
+                    words.append(word)
+                found[i] = code
+    return array("i", found)  # type: ignore[arg-type]
 
 
 def _leg_start(leg: Leg) -> int:

@@ -242,15 +242,18 @@ class Story:
             Sighting: self._sightings.append,
             SessionEnded: self._session,
             MailboxEvent: self._event,
-            Transaction: self._lookups.feed,
             Attempt: self._attempt,
         }
 
     def feed(self, event: Any) -> None:
-        """Take an event of a session, a DNS transaction or a failed connection; others are let go."""
+        """Take an event of a session or a failed connection; others are let go."""
         feeder = self._feeders.get(type(event))
         if feeder is not None:
             feeder(event)
+
+    def look(self, lookups: Iterable[Transaction]) -> None:
+        """Take DNS questions and their answers."""
+        self._lookups.feed(lookups)
 
     def _message(self, event: MessageCarried) -> None:
         self._sightings.append(self._digester.sighting(event))

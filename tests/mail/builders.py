@@ -191,7 +191,10 @@ class World:
         """Feed everything and hear the story."""
         story = Story(limits or Limits())
         for event in self.events:
-            story.feed(event)
+            if isinstance(event, Transaction):
+                story.look([event])
+            else:
+                story.feed(event)
         return story.finish()
 
 

@@ -336,15 +336,15 @@ class _Tap:
         asked, answered = (np.concatenate(each) for each in zip(*taken, strict=True))
         found += map(shown.__getitem__, np.argsort(asked).tolist())
         recent = answered[answered >= len(batch.ts) - self.limits.dns_answered]
-        for key, octets, ts, frame, number in zip(
-            batch.keys(recent),
+        latest = zip(
             batch.slices(batch.begin[recent] + 2, batch.begin[recent] + batch.length[recent]),
             batch.ts[recent].tolist(),
             batch.frame[recent].tolist(),
+            repeat(self.source),
             (recent + self.datagrams).tolist(),
-            strict=True,
-        ):
-            self.answered[key] = (octets, ts, frame, self.source, number)
+            strict=False,
+        )
+        self.answered.update(zip(batch.keys(recent), latest, strict=True))
         return np.concatenate([asked, answered])
 
     def _laid_out(self, batch: _Batch, asked: Rows, answered: Rows) -> Iterator[_Group]:
@@ -383,7 +383,7 @@ class _Tap:
                 sections = [one[7] for one in said]
             yield asked[rows], answered[rows], said, sections, ttls
         rest = np.flatnonzero(~at.plain)
-        first, second = ([self._message(batch, i) for i in which[rest].tolist()] for which in (asked, answered))
+        first, second = (self._messages(batch, which[rest]) for which in (asked, answered))
         fit = np.fromiter((a.exact == b.exact for a, b in zip(first, second, strict=True)), dtype=np.bool_, count=len(rest))
         messages = [b for b, fits in zip(second, fit.tolist(), strict=True) if fits]
         rest = rest[fit]
@@ -412,6 +412,13 @@ class _Tap:
     def _message(self, batch: _Batch, row: int) -> Message:
         begin = int(batch.begin[row])
         return self.knowledge.message(bytes(batch.data[begin + 2 : begin + int(batch.length[row])]))
+
+    def _messages(self, batch: _Batch, rows: Rows) -> list[Message]:
+        message = self.knowledge.message
+        octets = batch.slices(batch.begin[rows] + 2, batch.begin[rows] + batch.length[rows])
+        return [
+            known or message(each) for known, each in zip(map(self.knowledge.messages.young.get, octets), octets, strict=True)
+        ]
 
     def _rows(
         self,
