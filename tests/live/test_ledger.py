@@ -30,7 +30,7 @@ def forgetful(limits: Limits) -> tuple[Tables, list[int]]:
         pipeline.feed(frames)
         ledger.retell()
         for table, row in ledger.settle(int(frames.ts[-1])):
-            sink.put(table, row)
+            sink.add(table, row)
         held.append(ledger.held)
     return pipeline.finish([info]), held
 
@@ -103,7 +103,7 @@ def test_what_is_held_does_not_grow_with_time() -> None:
             pipeline.feed(replace(frames, ts=frames.ts + hour * _HOUR))
             ledger.retell()
             for table, row in ledger.settle(int(frames.ts[-1]) + (hour + 1) * _HOUR - 1):
-                sink.put(table, row)
+                sink.add(table, row)
                 told[table] += 1
         assert told["messages"] == 2
         held = (ledger._webs._strong, ledger._webs._faint, ledger._webs._sought, ledger._holder, ledger._ended, ledger.lookups)
