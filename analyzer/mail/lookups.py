@@ -4,7 +4,8 @@ Rules:
 1. A lookup serves one hop: the first that needed it.  What was answered from a cache leaves no lookup: it is said of a hop whose
    client asked nothing for it, though other questions of that client are in the capture.
 2. A client's lookups come before its connection: exchangers of the recipients' domains, addresses of these, or of the server it
-   was told to use; of several alike the last one before the connection.
+   was told to use; of several alike the last one before the connection.  A further message on an open connection has what no
+   new connection needed: its client may have asked before it found that the connection was free.
 3. A server's lookups come during the session: who is this client (PTR and back), may this sender (SPF, DKIM, DMARC, MX).
 4. A resolver's own questions (asked without RD) serve the resolver, not a hop.
 5. A client without lookups of its own may have had them made from another address of its network (several addresses, or a caching
@@ -354,27 +355,30 @@ class Lookups:
                 by_client.setdefault(id(client), []).append(use)
             if id(server) in self._rows_of and not use.reused:
                 by_server.setdefault(id(server), []).append(use)
-        again = {machine: [use for use in theirs if use.reused] for machine, theirs in by_client.items()}
+        opened: dict[int, int] = {}  # how many opened a connection of their own: these come first
         for machine, theirs in by_client.items():
-            by_client[machine] = [use for use in theirs if not use.reused]
+            opened[machine] = sum(not use.reused for use in theirs)
+            theirs.sort(key=lambda use: use.reused)
         taken: dict[int, Leg | None] = dict.fromkeys(self._elsewhere)
         pointed = {machine: self._callers(self._rows_of[machine], theirs, taken) for machine, theirs in by_server.items()}
         for machine, found in pointed.items():
             self._confirm(self._rows_of[machine], found, taken, True)
         served: dict[int, dict[tuple[int, str, int], int]] = {machine: {} for machine in by_client}
         for machine, theirs in by_client.items():
-            self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _SOON)
+            self._next_hops(self._rows_of[machine], theirs, range(opened[machine]), taken, served[machine], _SOON)
         for machine, theirs in by_server.items():
             self._policies(self._rows_of[machine], theirs, taken)
         self._neighbours(hosts, uses, taken)
         for machine, theirs in by_client.items():
-            self._next_hops(self._rows_of[machine], theirs, taken, served[machine], _LATE)
+            self._next_hops(self._rows_of[machine], theirs, range(opened[machine]), taken, served[machine], _LATE)
         for machine, found in pointed.items():
             self._confirm(self._rows_of[machine], found, taken, False)
         for machine, theirs in by_client.items():
-            self._exchange(self._rows_of[machine], theirs, taken, served[machine])
-            self._next_hops(self._rows_of[machine], again[machine], taken, {}, _SOON)
-            self._leftovers(self._rows_of[machine], theirs, taken)
+            names, own = self._rows_of[machine], opened[machine]
+            self._exchange(names, theirs, range(own), taken, served[machine])
+            self._next_hops(names, theirs, range(own, len(theirs)), taken, served[machine], _SOON)
+            self._exchange(names, theirs, range(own, len(theirs)), taken, served[machine])
+            self._leftovers(names, theirs[:own], taken)
         self.bound = {row: leg for row, leg in taken.items() if leg is not None}
         for row in sorted(self.bound, key=self._when):
             leg = self.bound[row]
@@ -382,7 +386,7 @@ class Lookups:
                 leg.dns = []
             leg.dns.append(row)
         for machine, theirs in by_client.items():
-            self._from_cache(self._rows_of[machine], theirs)
+            self._from_cache(self._rows_of[machine], theirs[: opened[machine]])
 
     def _from_cache(self, names: dict[str, list[int]], uses: list[Use]) -> None:
         """Rule 1: hops for which their client needed to know an address and surely asked nothing."""
@@ -409,13 +413,15 @@ class Lookups:
         self,
         names: dict[str, list[int]],
         uses: list[Use],
+        some: range,
         taken: dict[int, Leg | None],
         served: dict[tuple[int, str, int], int],
         within: int,
     ) -> None:
-        """Rule 2: connections from the first to the last, each takes the last free lookup of a kind before it."""
+        """Rule 2: some of the connections, from the first to the last, each take the last free lookup of a kind before them."""
         queues: dict[tuple[str, int], Queue] = {}
-        for n, use in enumerate(uses):
+        for n in some:
+            use = uses[n]
             for name in self._targets(use, names):
                 for kind in self._kinds_near(names[name], use.syn):
                     if self._kind_words[kind][1] not in _OUTWARD or (n, name, kind) in served:
@@ -430,11 +436,17 @@ class Lookups:
                         served[n, name, kind] = row
 
     def _exchange(
-        self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None], served: dict[tuple[int, str, int], int]
+        self,
+        names: dict[str, list[int]],
+        uses: list[Use],
+        some: range,
+        taken: dict[int, Leg | None],
+        served: dict[tuple[int, str, int], int],
     ) -> None:
-        """Rule 2: who got none may have the one of another that has an earlier one to take instead."""
+        """Rule 2: of some, who got none may have the one of another that has an earlier one to take instead."""
         owners = {row: key for key, row in served.items()}
-        for n, use in enumerate(uses):
+        for n in some:
+            use = uses[n]
             for name in self._targets(use, names):
                 rows = names[name]
                 for kind in self._kinds_near(rows, use.syn):

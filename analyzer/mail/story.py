@@ -690,8 +690,8 @@ class _Telling:
             client = info.stated_client_ip or info.client_ip
             uses.append(Use(syn, end, info, client, info.server_ip, first, tuple(legs), floor))
             for leg in legs[1:]:  # a client may ask before it finds that an open connection will do
-                if leg.parent is not None and leg.parent.end > syn:
-                    since = leg.parent.end - _EARLY
+                if leg.kind != "submit":
+                    since = min(leg.parent.end - _EARLY, leg.ts) if leg.parent is not None else -1
                     uses.append(Use(leg.ts, leg.ts, info, client, info.server_ip, leg, (), since, reused=True))
         for item in lost:
             if item.hop is None and not item.known:

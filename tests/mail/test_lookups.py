@@ -205,3 +205,53 @@ def test_of_two_callers_that_wait_the_one_greeted_first_was_looked_up_first() ->
     told = world.tell()
     names = {m.trace_id: m.message_id for m in told.messages}
     assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<2@a.example>", "<1@a.example>"]
+
+
+def test_each_message_of_a_burst_has_its_own_questions_on_open_connections_too() -> None:
+    world = World()
+    post = Post(world)
+    waiting = [post.submit(mail(n), ["hanako@b.example"], f"A{n}") for n in (1, 2, 3)]
+    info = None
+    asked = []
+    for n, message in enumerate(waiting, 1):
+        asked.append(world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example."))
+        asked.append(world.lookup(MSA, "mail.b.example", "A", f"A {MX}"))
+        info = info or world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+        world.carry(info, "taro@a.example", ["hanako@b.example"], message, queue_id=f"B{n}")
+    assert info is not None
+    world.end(info)
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    served = [(names.get(row.trace_id or ""), row.hop) for row in map(told.dns, asked)]
+    assert served == [(f"<{n}@a.example>", 2) for n in (1, 1, 2, 2, 3, 3)]
+
+
+def test_a_new_connection_has_its_question_before_one_that_only_goes_on() -> None:
+    world = World()
+    post = Post(world)
+    waiting = [post.submit(mail(n), ["hanako@b.example"], f"A{n}") for n in (1, 2, 3)]
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    open_ = world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+    world.carry(open_, "taro@a.example", ["hanako@b.example"], waiting[0], queue_id="B1")
+    asked = world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    world.carry(open_, "taro@a.example", ["hanako@b.example"], waiting[1], queue_id="B2")
+    world.end(open_)
+    post.relay(waiting[2], ["hanako@b.example"], "B3")
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert names.get(told.dns(asked).trace_id or "") == "<3@a.example>"
+
+
+def test_bounces_on_an_open_connection_have_their_own_questions() -> None:
+    world = World()
+    info = None
+    asked = []
+    for n in (1, 2):
+        asked.append(world.lookup(MSA, "mail.b.example", "A", f"A {MX}"))
+        info = info or world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+        world.carry(info, "", ["taro@b.example"], mail(n, From="MAILER-DAEMON@a.example"), queue_id=f"B{n}")
+    assert info is not None
+    world.end(info)
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>", "<2@a.example>"]
