@@ -161,49 +161,26 @@ def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
     return packer
 
 
-def _read_blocks(file: IO[bytes], place: int, sizes: list[int]) -> Blocks:
-    for size in sizes:
-        yield marshal.loads(read_at(file, size, place))
-        place += size
-
-
 class _Run:
     """Sorted rows in a temporary file."""
 
-    def __init__(self, blocks: Iterable[list[Any]], level: int, pack: Callable[[list[Any]], list[Any]]) -> None:
-        self.level = level
-        self._file = scratch()
-        self._sizes: list[int] = []
-        for rows in blocks:
-            for i in range(0, len(rows), _BLOCK):
-                self._sizes.append(self._file.write(marshal.dumps(pack(rows[i : i + _BLOCK]))))
-        self._file.flush()
-
-    def blocks(self) -> Blocks:
-        """The rows, as tuples."""
-        return _read_blocks(self._file, 0, self._sizes)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
-
-
-class _Lent:
-    """Sorted rows that another process wrote to a file of its own."""
-
-    level = 0
-
-    def __init__(self, file: IO[bytes], place: int, sizes: list[int]) -> None:
+    def __init__(self, file: IO[bytes], place: int, sizes: list[int], level: int = 0) -> None:
+        """Blocks of these sizes (octets) from a place on; `level`: how often its rows were merged."""
         self._file = file
         self._place = place
         self._sizes = sizes
+        self.level = level
 
     def blocks(self) -> Blocks:
         """The rows, as tuples."""
-        return _read_blocks(self._file, self._place, self._sizes)
+        place = self._place
+        for size in self._sizes:
+            yield marshal.loads(read_at(self._file, size, place))
+            place += size
 
     def close(self) -> None:
-        """The file goes with its last reader."""
+        """Give the file back; other runs may be in it, which go at the same time (`Tables.close`)."""
+        self._file.close()
 
 
 class Spool:
@@ -216,7 +193,7 @@ class Spool:
         self._pack = _packer(table)
         self._rows: list[Any] = []
         self._sorted = True
-        self._runs: list[_Run | _Lent] = []
+        self._runs: list[_Run] = []
         self._spilled = 0
         self.lend: Callable[[str, list[bytes], int], None] | None = None
         """Takes sorted runs instead of a temporary file: (table, blocks, number of rows), for another process's `adopt`."""
@@ -274,28 +251,35 @@ class Spool:
 
     def _spill(self) -> None:
         self._sort()
-        rows = self._rows
+        rows, count = self._rows, len(self._rows)
         if self.lend is not None:
-            parts = [marshal.dumps(self._pack(rows[i : i + _BLOCK])) for i in range(0, len(rows), _BLOCK)]
-            self.lend(self.table.name, parts, len(rows))
-            rows.clear()
-            return
-        count = len(rows)
-        run = _Run([rows], 0, self._pack)
+            self.lend(self.table.name, list(self._packed([rows])), count)
+        else:
+            self._push(self._write([rows], 0), count)
         rows.clear()
-        self._push(run, count)
+
+    def _packed(self, blocks: Iterable[list[Any]]) -> Iterator[bytes]:
+        for rows in blocks:
+            for i in range(0, len(rows), _BLOCK):
+                yield marshal.dumps(self._pack(rows[i : i + _BLOCK]))
+
+    def _write(self, blocks: Iterable[list[Any]], level: int) -> _Run:
+        """Sorted rows to a temporary file."""
+        file = scratch()
+        sizes = [file.write(block) for block in self._packed(blocks)]
+        file.flush()
+        return _Run(file, 0, sizes, level)
 
     def adopt(self, file: IO[bytes], place: int, sizes: list[int], rows: int) -> None:
         """Take a sorted run that another process's `lend` was given: where in a file it begins, and its blocks' sizes."""
-        self._push(_Lent(file, place, sizes), rows)
+        self._push(_Run(file, place, sizes), rows)
 
-    def _push(self, run: _Run | _Lent, rows: int) -> None:
+    def _push(self, run: _Run, rows: int) -> None:
         self._spilled += rows
         self._runs.append(run)
         while len(self._runs) >= _FAN and self._runs[-_FAN].level == self._runs[-1].level:
-            old = self._runs[-_FAN:]  # their files close with their last reader
-            merged = self._order.merge(run.blocks() for run in old)
-            self._runs[-_FAN:] = [_Run(merged, old[0].level + 1, self._pack)]
+            old = self._runs[-_FAN:]
+            self._runs[-_FAN:] = [self._write(self._order.merge(run.blocks() for run in old), old[0].level + 1)]
 
     def close(self) -> None:
         """Forget everything and give temporary files back."""
