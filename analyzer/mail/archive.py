@@ -17,7 +17,7 @@ from shutil import copyfileobj
 from typing import IO, Any, NamedTuple
 
 from analyzer.limits import Limits
-from analyzer.mail.correlate import plain_id
+from analyzer.mail.correlate import plain_id, verp_base
 from analyzer.mail.received import Received
 from analyzer.mail.sightings import Sighting, Trail, first_handled, original_recipient
 from analyzer.protocols.base import Recipient, SessionInfo
@@ -175,6 +175,10 @@ class Keys:
             envelope = [hash((reverse_path, r.address.lower())) for r in some] or [hash((reverse_path,))]
             keys += envelope
             keys += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
+            base = verp_base(s)
+            if base is not None and s.size_stated is not None:
+                envelope.append(hash((base, s.size_stated)))
+                keys.append(envelope[-1])
             if s.message_id is None and s.body_digest is None:
                 self.searching.update(envelope)
         self.faint[0].extend(keys)

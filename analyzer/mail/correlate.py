@@ -24,7 +24,7 @@ LADDER = (
     ("received_chain", 0.95, "one's trace fields contain the other's, and the server between them wrote the next one"),
     ("message_id", 0.8, "same Message-ID, and one body is not known"),
     ("body+header", 0.75, "same body, From, Date and Subject; one has no Message-ID yet"),
-    ("envelope+size", 0.6, "same client, same envelope, same stated size"),
+    ("envelope+size", 0.6, "same client or one that handed it on, same envelope but for a member that it names, same size there"),
     ("envelope", 0.5, "same client, same envelope, and the client held the message or tried again"),
 )
 """The keys, strongest first."""
@@ -35,6 +35,8 @@ _LOOK_BACK = 32
 _LOOK_AHEAD = 8
 _SLACK = 2_000_000_000
 """Nanoseconds by which a later hop may seem to begin before the earlier one ended (clocks of two taps, pipelined relays)."""
+_FOLDS = 10
+"""Octets of line folding that one trace field may have."""
 _FALLBACK_WITHIN = 600_000_000_000
 """A permanently refused attempt belongs to a transmission elsewhere only within this time."""
 
@@ -225,11 +227,21 @@ class Correlator:
             return
         envelopes = Envelopes(self.sightings, self.hosts)
         alone: dict[tuple[object, ...], Sighting] = {}
+        left: list[Sighting] = []
         for s in bare:
             other = self._held(s, envelopes) or self._sent_later(s, envelopes)
             if other is not None:
                 self.forest.join(other.order, s.order)
-            elif s.outcome == "deferred" and s.size_stated is not None:
+            elif s.size_stated is not None:
+                left.append(s)
+        if not left:
+            return
+        elsewhere = Elsewhere(self.sightings, self.hosts)
+        for s in left:
+            other = elsewhere.sent(s, self.limits.queue_lifetime)
+            if other is not None:
+                self.forest.join(other.order, s.order)
+            if s.outcome == "deferred":
                 key = (id(envelopes.client(s)), s.mail_from, tuple(sorted(s.addresses())), s.size_stated)
                 before = alone.get(key)
                 if before is not None and s.ts - before.ts <= self.limits.queue_lifetime:
@@ -335,6 +347,74 @@ class Envelopes:
                 yield from found[at : at + _LOOK_BACK]
 
 
+class Elsewhere:
+    """Where else the message of a refused attempt was seen, known by the size that the attempt stated.
+
+    Its client handed it to another host, which wrote so; or sent the same list message to other members, each under a return path
+    that names the member.
+    """
+
+    def __init__(self, sightings: list[Sighting], hosts: Hosts) -> None:
+        self._hosts = hosts
+        self._passed: dict[Envelope, list[tuple[int, int, Sighting]]] = {}
+        """Who handed it on -> its size there (with what folded the trace fields), fields added since, the later sighting."""
+        self._members: dict[tuple[int, str, int], list[Sighting]] = {}
+        """List server, return path without its member, stated size -> what it sent."""
+        for s in sightings:
+            if s.kind != "transaction" or not s.has_content:
+                continue
+            base = verp_base(s)
+            if base is not None and s.size_stated is not None:
+                self._members.setdefault((id(self._client(s)), base, s.size_stated), []).append(s)
+            for n, trail in enumerate(s.trail or (), 1):
+                machine = hosts.known(trail.field.ip) if trail.field.ip is not None else None
+                size = size_below(s, trail)
+                if machine is not None and size is not None:
+                    for key in _keys(s, machine):
+                        self._passed.setdefault(key, []).append((size, n, s))
+
+    def _client(self, s: Sighting) -> Machine:
+        return self._hosts.of(s.session.stated_client_ip or s.session.client_ip)
+
+    def sent(self, s: Sighting, within: int) -> Sighting | None:
+        """Where the message of an attempt was seen otherwise."""
+        assert s.size_stated is not None
+        machine = self._client(s)
+        base = verp_base(s)
+        siblings = self._members.get((id(machine), base, s.size_stated), []) if base is not None else []
+        best = min(siblings, key=lambda other: (abs(other.ts - s.ts), other.order), default=None)
+        if best is not None and abs(best.ts - s.ts) <= within:
+            return best
+        for key in _keys(s, machine):
+            passed = self._passed.get(key, [])
+            at = bisect_left(passed, s.ts, key=lambda of: of[2].ts)
+            fits = [
+                (spare, other.order, other)
+                for size, fields, other in passed[at : at + _LOOK_BACK]
+                if 0 <= (spare := size - s.size_stated) <= _FOLDS * fields and other.ts - s.ts <= within
+            ]
+            if fits:
+                return min(fits)[2]
+        return None
+
+
+def verp_base(s: Sighting) -> str | None:
+    """The return path of a list message without the one recipient that it names (`owner+user=domain@list`), if it names it."""
+    if not s.mail_from or len(s.recipients) != 1:
+        return None
+    named = "=".join(s.recipients[0].address.lower().rsplit("@", 1))
+    low = s.mail_from.lower()
+    return low.replace(named, "", 1) if "=" in named and named in low.rpartition("@")[0] else None
+
+
+def size_below(s: Sighting, trail: Trail) -> int | None:
+    """Octets of the message before the field on top of `trail` was added, as far as trace fields alone were."""
+    if s.size is None or not s.complete or s.trail is None:
+        return None
+    added = s.trail.octets - (trail.below.octets if trail.below is not None else 0)
+    return max(s.size - added, 0)
+
+
 def _keys(s: Sighting, machine: Machine) -> Iterator[Envelope]:
     reverse_path = s.mail_from.lower() if s.mail_from is not None else None
     for recipient in s.recipients[:_LOOK_BACK]:
@@ -375,7 +455,10 @@ def agreement(a: Sighting, b: Sighting, by_queue_id: bool, by_chain: bool) -> tu
         keys.append("message_id")
     if same_body and not same_id and a.header_date is not None and a.header_date == b.header_date:
         keys.append("body+header")
-    if _same_envelope(a, b):
+    base = verp_base(a)
+    if base is not None and base == verp_base(b) and a.size_stated is not None and a.size_stated == b.size_stated:
+        keys.append("envelope+size")
+    elif _same_envelope(a, b):
         sized = a.size_stated is not None and a.size_stated == b.size_stated
         keys.append("envelope+size" if sized else "envelope")
     if both and not same_body:

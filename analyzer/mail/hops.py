@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from analyzer.mail.authentication.claims import Claim
-from analyzer.mail.correlate import agreement, plain_id, wrote
+from analyzer.mail.correlate import agreement, plain_id, size_below, wrote
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.opaque import Opaque, Untold
 from analyzer.mail.received import Received
@@ -231,7 +231,7 @@ class Builder:
         for claim in claims:
             claim.parent = self._above(claim.trail.below) if claim.trail is not None else None
         if len(self.legs) > 1:
-            self._siblings()
+            self._siblings(claims)
         self.legs += claims
         _cut_cycles(self.legs)
         number(self.legs)
@@ -257,7 +257,7 @@ class Builder:
                 cover = self._claim(trail, host, before)
                 claims.append(cover)
                 if self.opaque.may_have_carried(cover.client, cover.server, field):
-                    self.opaque.want(Untold(cover, field, after, level, _size_below(s, trail)))
+                    self.opaque.want(Untold(cover, field, after, level, size_below(s, trail)))
                 level += 1
             self._cover[trail] = cover
             if cover is not None:
@@ -334,8 +334,8 @@ class Builder:
             return None  # nobody has handled it before
         return _for_same_recipients(leg, here)
 
-    def _siblings(self) -> None:
-        """A try that shows no trace fields comes from where the client's other tries come from."""
+    def _siblings(self, claims: list[Leg]) -> None:
+        """A try that shows no trace fields comes from where the client's other tries come from, or where trace fields say."""
         by_client: dict[int, list[Leg]] = {}
         for leg in self.legs:
             if leg.parent is not None and leg.carried and leg.sighting is not None:
@@ -347,6 +347,9 @@ class Builder:
                     if other is not leg and other.parent is not None and other.parent.ts <= leg.ts:
                         leg.parent = other.parent
                         break
+                else:
+                    told = [x for x in claims if x.server is leg.client and x.ts <= leg.ts]
+                    leg.parent = max(told, key=_leg_ts, default=None)
 
 
 def number(legs: list[Leg]) -> None:
@@ -360,14 +363,6 @@ def number(legs: list[Leg]) -> None:
             if leg.parent.children is None:
                 leg.parent.children = []
             leg.parent.children.append(leg)
-
-
-def _size_below(s: Sighting, trail: Trail) -> int | None:
-    """Octets of the message before the field on top of `trail` was added, as far as trace fields alone were."""
-    if s.size is None or not s.complete or s.trail is None:
-        return None
-    added = s.trail.octets - (trail.below.octets if trail.below is not None else 0)
-    return max(s.size - added, 0)
 
 
 def _latest(legs: list[Leg] | None, carrier: Leg) -> list[Leg]:

@@ -126,6 +126,52 @@ def test_tries_are_found_by_their_stated_size_when_only_the_mx_is_watched() -> N
     assert {h.basis for h in told.hops} == {"observed", "claimed"}
 
 
+def octets(message: str) -> int:
+    """Its size as SIZE= states it."""
+    return len(message) + message.count("\n")
+
+
+def test_a_try_of_a_host_that_then_handed_the_message_to_another_is_found_when_only_the_mx_is_watched() -> None:
+    world = World()
+    post = Post(world)
+    held = [received(mail(n, "x" * n * 50), 0, NAMES[MSA], NAMES[MUA], MUA, with_="ESMTPA", id=f"A{n}") for n in (1, 2)]
+    for message in held:
+        post.hand(MSA, MX, 25, "taro@a.example", ["hanako@b.example"], None, outcome="deferred", size=octets(message))
+    world.pass_time(2)
+    for n, message in reversed(list(enumerate(held, 1))):
+        passed = received(message, world.now, NAMES[RELAY], NAMES[MSA], MSA, with_="ESMTP", id=f"R{n}")
+        post.relay(passed, ["hanako@b.example"], f"B{n}", via=(RELAY, MX))
+    told = world.tell()
+    ids = {m.trace_id: m.message_id for m in told.messages}
+    for n in (1, 2):
+        hops = [h for h in told.hops if ids[h.trace_id] == f"<{n}@a.example>"]
+        assert [(h.basis, h.client_ip, h.server_ip, h.outcome) for h in sorted(hops, key=lambda h: h.hop)] == [
+            ("claimed", MUA, MSA, "accepted"),
+            ("observed", MSA, MX, "deferred"),
+            ("claimed", MSA, RELAY, "accepted"),
+            ("observed", RELAY, MX, "accepted"),
+        ]
+        assert [h.parent_hop for h in sorted(hops, key=lambda h: h.hop)] == [None, 1, 1, 3]
+
+
+def test_a_member_that_a_list_could_not_reach_belongs_to_what_the_others_got() -> None:
+    world = World()
+    post = Post(world)
+    members = ("hanako@b.example", "nobody@b.example", "goro@b.example")
+    for n, body in ((1, "Short.\n"), (2, "A longer one.\n")):
+        copy = received(mail(n, body), world.now, NAMES[RELAY], id=f"L{n}")
+        for m, member in enumerate(members):
+            path = f"owner-team+{member.replace('@', '=')}@isp.example"
+            got = copy if m != 1 else None
+            outcome = "accepted" if got else "rejected"
+            post.hand(
+                RELAY, MX, 25, path, [member], got, outcome=outcome, size=octets(copy), queue_id=f"B{n}{m}" if got else None
+            )
+    told = world.tell()
+    assert sorted((m.message_id, m.hops_observed) for m in told.messages) == [("<1@a.example>", 3), ("<2@a.example>", 3)]
+    assert all("envelope+size" in link.keys for link in told.links)
+
+
 def test_a_refused_stranger_stays_alone() -> None:
     world = World()
     post = Post(world)
