@@ -10,34 +10,43 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from analyzer import cli_files, cli_live, cli_views
+from analyzer.cli_shared import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MATCHED,
+    Reading,
+    chooses_message,
+    close_stdout,
+    complain,
+    encodable,
+    known_formats,
+    look_here,
+    print_page,
+    reader_may_leave,
+    reads_captures,
+)
 from analyzer.errors import ExpressionError, MailhopError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from analyzer.limits import Limits
-    from analyzer.pipeline import Input, Result
     from analyzer.tables import Tables
-    from analyzer.tables.where import Where
-    from analyzer.views.text import Look, Page
 
-DONE, DAMAGED, FAILED, MATCHED, INTERRUPTED = 0, 1, 2, 3, 130
 FAIL_ON = ("rejected", "deferred", "plaintext-auth")
 DEMO_DIRECTORY = "mailhop-demo"
 STORY = "story.pcapng"
-PATIENCE = 0.5
-"""Seconds before a progress bar appears."""
 
 
-# what every verb shares
+# from a command line to an exit status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +79,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        _close_stdout()
+        close_stdout()
         return DONE
     except MemoryError:
         return _fail("out of memory; split the capture (editcap -c) or use a larger machine")
@@ -100,21 +109,13 @@ def _point(error: ExpressionError) -> int:
 
     _fail(f"--where: {error.what}")
     before, after = visible(error.text[: error.at]), visible(error.text[error.at :])
-    click.echo(_encodable(f"  {before}{after}\n  {' ' * len(before)}^\n  {error.fix}", sys.stderr), err=True)
+    click.echo(encodable(f"  {before}{after}\n  {' ' * len(before)}^\n  {error.fix}", sys.stderr), err=True)
     return FAILED
 
 
 def _fail(what: str, status: int = FAILED) -> int:
-    _complain(f"error: {what}" if status == FAILED else what)
+    complain(f"error: {what}" if status == FAILED else what)
     return status
-
-
-def _complain(what: str) -> None:
-    """One line on standard error, harmless whatever it quotes."""
-    from analyzer.tables.visible import visible
-
-    with suppress(OSError):
-        click.echo("mailhop: " + _encodable(visible(" ".join(what.split("\n"))), sys.stderr), err=True)
 
 
 def _place(error: BaseException) -> str:
@@ -124,176 +125,6 @@ def _place(error: BaseException) -> str:
         trace = trace.tb_next
     where = f" in {os.path.basename(trace.tb_frame.f_code.co_filename)} line {trace.tb_lineno}" if trace else ""
     return f"{type(error).__name__}: {error}{where}"[:300]
-
-
-def _close_stdout() -> None:
-    """The reader has gone (head, less): leave no complaint behind at exit."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _encodable(text: str, stream: Any) -> str:
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _look(ascii_only: bool) -> "Look":
-    """How pages may look on this standard output."""
-    import shutil
-
-    from analyzer.views.text import PIPED_WIDTH, Look
-
-    try:
-        "→─▶┄·…█✗".encode(sys.stdout.encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        ascii_only = True
-    width = max(shutil.get_terminal_size((PIPED_WIDTH, 24)).columns, 60) if sys.stdout.isatty() else PIPED_WIDTH
-    return Look(width, ascii_only)
-
-
-def _print(page: "Page") -> None:
-    """A page on standard output: in colour on a terminal, plain elsewhere."""
-    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        sys.stdout.write(_encodable(str(page), sys.stdout))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    styles = {"dim": "dim", "bold": "bold", "good": "green", "warn": "yellow", "bad": "bold red", "name": "cyan"}
-    console = Console(width=page.look.width, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    for line in page.lines:
-        console.print(Text.assemble(*((span.text, styles.get(span.style, "")) for span in line), no_wrap=True, overflow="ignore"))
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None, int, int], None] | None]:
-    """A progress bar on standard error, where somebody can see it, for runs that take their time."""
-    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield None
-        return
-    from time import monotonic
-
-    from analyzer.tables.visible import visible
-
-    bar: Any = None
-    shown: str | None = None
-    begun = monotonic()
-
-    def report(name: str, done: int, total: int | None, messages: int, packets: int) -> None:
-        nonlocal bar, shown
-        if monotonic() - begun < PATIENCE:
-            return
-        if bar is None:
-            bar = _bar()
-            bar.start()
-        if name != shown:
-            shown = name
-            bar.reset(0, total=total, description=visible(os.path.basename(name))[-30:])
-        bar.update(0, completed=done, total=total, found=f"{packets:,} packets {messages:,} messages")
-
-    try:
-        yield report
-    finally:
-        if bar is not None:
-            bar.stop()
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[found]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task("", total=None, found="")
-    return bar
-
-
-_ALIGN = "analyzer.align"
-
-
-def _run(
-    captures: "Sequence[Input]",
-    more: Sequence[str],
-    keylogs: Sequence[str],
-    quiet: bool,
-    limits: "Limits | None" = None,
-    jobs: int = 1,
-) -> "Result":
-    inputs = [*captures, *more]
-    if not inputs:
-        raise click.UsageError("no capture given; name a file, or - for standard input", click.get_current_context())
-    if inputs.count("-") > 1:
-        raise MailhopError("standard input can be read once only", "give - once")
-    if "-" in inputs and sys.stdin.isatty():
-        raise MailhopError("standard input is a terminal", "pipe a capture into it: tcpdump -w - | mailhop analyze -")
-    from analyzer.pipeline import run
-
-    context = click.get_current_context(silent=True)
-    align = context is not None and bool(context.meta.get(_ALIGN))
-    with _progress(quiet) as report:
-        return run(inputs, limits=limits, keylogs=keylogs or _key_log_at_hand(), progress=report, align=align, jobs=jobs)
-
-
-def _key_log_at_hand(empty: bool = False) -> tuple[str, ...]:
-    """The key log that browsers and curl write on this machine; unlike one asked for, it may be absent, or empty and left out."""
-    path = os.environ.get("SSLKEYLOGFILE", "")
-    return (path,) if os.path.isfile(path) and os.access(path, os.R_OK) and (empty or os.path.getsize(path)) else ()
-
-
-def _warn(result: "Result") -> None:
-    """What could not be read, in a bounded number of lines."""
-    from analyzer.limits import Limits
-
-    most = Limits().warning_lines
-    damage = [(source.name, part.detail) for source in result.sources for part in source.damage]
-    for name, detail in damage[:most]:
-        _complain(f"warning: {name}: {detail}")
-    if len(damage) > most:
-        _complain(f"warning: {len(damage) - most} more; all of them are in the anomalies table")
-    if result.unused_secrets:
-        _complain(f"warning: none of the {result.unused_secrets:,} secrets given is of a TLS session in these captures")
-
-
-def _captures(command: Any) -> Any:
-    """The arguments and options of every verb that reads captures."""
-    for part in (
-        click.option(
-            "-v", "--verbose", is_flag=True, help="Say more: analyze lists every message and oddity, trace the dialogues."
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
-        click.option("--ascii", "ascii_only", is_flag=True, help="No characters beyond ASCII."),
-        click.option(
-            "--jobs",
-            type=click.IntRange(min=1),
-            default=1,
-            metavar="N",
-            help="Processes that share the work on one file; the tables are the same.",
-        ),
-        click.option(
-            "--align",
-            is_flag=True,
-            expose_value=False,
-            callback=lambda ctx, _, value: ctx.meta.update({_ALIGN: value}),
-            help="Of several taps: take the offsets of their clocks off. Else they are only told.",
-        ),
-        click.option("--keylog", "keylogs", multiple=True, metavar="FILE", help="TLS key log; repeatable. Else: $SSLKEYLOGFILE."),
-        click.option(
-            "--where",
-            metavar="EXPR",
-            help="Only messages for which this holds: 'code>=500 and rcpt~\"@example.net\"'; `mailhop schema where` tells all.",
-        ),
-        click.option("-r", "more", multiple=True, metavar="FILE", help="One more CAPTURE, as tshark takes it."),
-        click.argument("captures", nargs=-1, metavar="CAPTURE..."),
-    ):
-        command = part(command)
-    return command
 
 
 class _Verbs(click.Group):
@@ -352,19 +183,12 @@ def cli() -> None:
     metavar="CONDITION",
     help="Exit 3 if any hop `rejected` or `deferred` mail, or a login sent its secret without TLS (`plaintext-auth`).",
 )
-@_captures
+@reads_captures
 def analyze(
-    captures: tuple[str, ...],
-    more: tuple[str, ...],
-    keylogs: tuple[str, ...],
-    jobs: int,
+    reading: Reading,
     directory: str | None,
     formats: str | None,
     conditions: tuple[str, ...],
-    where: str | None,
-    ascii_only: bool,
-    quiet: bool,
-    verbose: bool,
 ) -> int:
     """Read captures, print the overview, write the tables.
 
@@ -379,49 +203,28 @@ def analyze(
       mailhop analyze mail.pcap --fail-on rejected,plaintext-auth -q
     """
     wanted = _conditions(conditions)
-    names = _formats(formats, directory)
-    only = _where(where)
-    result = _run(captures, more, keylogs, quiet, jobs=jobs)
-    if only is not None:
-        _narrow(result, only, quiet)
+    names = known_formats(formats, directory)
+    result = reading.run()
+    reading.narrow(result)
     if directory is not None:
         from analyzer import shards
         from analyzer.tables.export import export
 
-        export(result.tables, directory, names, partial(shards.run, jobs))
-    if not quiet:
+        export(result.tables, directory, names, partial(shards.run, reading.jobs))
+    if not reading.quiet:
         from analyzer.views.overview import compose, next_steps
 
-        page = compose(result.tables, result.sources, _look(ascii_only), verbose)
+        page = compose(result.tables, result.sources, reading.look, reading.verbose)
         if directory is not None:
             page.line("  tables    ", f"in {page.look.safe(directory)} ({', '.join(names)})")
-        next_steps(page, result.tables, [*captures, *more], directory)
-        with _reader_may_leave():
-            _print(page)
-    _warn(result)
+        next_steps(page, result.tables, reading.inputs, directory)
+        with reader_may_leave():
+            print_page(page)
+    status = reading.end(result)
     matched = [said for name, said in _matches(result.tables, wanted)]
     for said in matched:
-        _complain(said)
-    return MATCHED if matched else DAMAGED if result.damaged else DONE
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _close_stdout()
-
-
-def _formats(text: str | None, directory: str | None) -> list[str]:
-    """Formats asked for; wrong ones are told before a long run, not after."""
-    from analyzer.tables.export import parse_formats
-
-    names = parse_formats(text or "jsonl")
-    if text and directory is None:
-        raise MailhopError("--format without -o writes nothing", "name a directory: -o tables/")
-    return names
+        complain(said)
+    return MATCHED if matched else status
 
 
 def _conditions(given: Sequence[str]) -> list[str]:
@@ -451,40 +254,18 @@ def _matches(tables: "Tables", conditions: Sequence[str]) -> Iterator[tuple[str,
             yield name, f"--fail-on {name}: {number:,} {noun}{'s' if number > 1 else ''}"
 
 
-def _one_message(command: Any) -> Any:
-    """The options that choose a message."""
-    for part in (
-        click.option("--subject", metavar="TEXT", help="Messages with this in their subject."),
-        click.option("--rcpt", metavar="ADDR", help="Messages to this recipient."),
-        click.option("--trace-id", metavar="ID", help="The message with this trace id, or the beginning of it."),
-        click.option("--message-id", metavar="ID", help="The message with this Message-ID (angle brackets may be left out)."),
-    ):
-        command = part(command)
-    return command
-
-
 @cli.command(short_help="Show one message's timeline.")
-@_one_message
+@chooses_message
 @click.option("--json", "as_json", is_flag=True, help="Every row of every table that belongs to the message.")
 @click.option("--mermaid", "as_mermaid", is_flag=True, help="A Mermaid sequence diagram.")
 @click.option("--svg", metavar="FILE", help="Write its waterfall and ladder as one SVG picture, too.")
-@_captures
+@reads_captures
 def trace(
-    captures: tuple[str, ...],
-    more: tuple[str, ...],
-    keylogs: tuple[str, ...],
-    jobs: int,
-    message_id: str | None,
-    trace_id: str | None,
-    rcpt: str | None,
-    subject: str | None,
+    reading: Reading,
     as_json: bool,
     as_mermaid: bool,
     svg: str | None,
-    where: str | None,
-    ascii_only: bool,
-    quiet: bool,
-    verbose: bool,
+    **selectors: str | None,
 ) -> int:
     """One message's timeline: who handled it, when, and where the time went.
 
@@ -499,23 +280,22 @@ def trace(
     """
     if as_json and as_mermaid:
         raise click.UsageError("choose one of --json and --mermaid", click.get_current_context())
-    only = _where(where)
-    result = _run(captures, more, keylogs, quiet, jobs=jobs)
-    told = _chosen(result.tables, quiet, only, message_id=message_id, trace_id=trace_id, rcpt=rcpt, subject=subject)
+    result = reading.run()
+    told = reading.chosen(result, **selectors)
     if svg is not None:
-        _write_picture(svg, told, quiet)
-    with _reader_may_leave():
+        _write_picture(svg, told)
+        reading.say(f"wrote {svg}")
+    with reader_may_leave():
         if as_json:
             sys.stdout.write(told.json())
         elif as_mermaid:
-            sys.stdout.write(_encodable(told.mermaid(), sys.stdout))
+            sys.stdout.write(encodable(told.mermaid(), sys.stdout))
         else:
-            _print(told.page(_look(ascii_only), verbose))
-    _warn(result)
-    return DAMAGED if result.damaged else DONE
+            print_page(told.page(reading.look, reading.verbose))
+    return reading.end(result)
 
 
-def _write_picture(path: str, told: Any, quiet: bool) -> None:
+def _write_picture(path: str, told: Any) -> None:
     from analyzer.views.drawing import picture
 
     try:
@@ -523,55 +303,10 @@ def _write_picture(path: str, told: Any, quiet: bool) -> None:
             file.write(picture(told))
     except OSError as error:
         raise MailhopError(f"cannot write {path}: {error.strerror or error}", "name another file with --svg") from None
-    if not quiet:
-        _complain(f"wrote {path}")
 
 
-def _where(text: str | None) -> "Where | None":
-    """The expression of --where; a wrong one is told before a long run, not after."""
-    if text is None:
-        return None
-    from analyzer.tables.where import Where
-
-    return Where(text)
-
-
-def _narrow(result: "Result", only: "Where", quiet: bool) -> None:
-    """Leave the messages that an expression holds for."""
-    from analyzer.views.trace import narrow
-
-    count = result.tables.count("messages")
-    traces = only.traces(result.tables)
-    result.tables = narrow(result.tables, traces)
-    if not quiet:
-        _complain(f"--where holds for {len(traces):,} of {count:,} messages")
-
-
-def _chosen(tables: "Tables", quiet: bool, only: "Where | None" = None, **selectors: str | None) -> Any:
-    """The message that answers to the selectors; the first of several, with a hint."""
-    from itertools import islice
-
-    from analyzer.views.trace import MATCHES, gather, nothing_found, select
-
-    found = select(tables, **selectors)
-    if only is not None:
-        traces = only.traces(tables)
-        found = (row for row in found if row.trace_id in traces)
-    rows = list(islice(found, MATCHES + 1))
-    if not rows:
-        given = {**selectors, "where": only.text if only is not None else None}
-        raise nothing_found(tables, " ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value))
-    if len(rows) > 1 and not quiet:
-        more = f"more than {MATCHES}" if len(rows) > MATCHES else str(len(rows))
-        others = ", ".join(row.trace_id[:8] for row in rows[1:6])
-        _complain(f"{more} messages answer; this is the first. Others: --trace-id {others}{', ...' if len(rows) > 6 else ''}")
-    return gather(tables, rows[0])
-
-
-for verb in cli_live.VERBS:
+for verb in (*cli_live.VERBS, cli_views.report, cli_files.slice, cli_files.extract, cli_files.browse):
     cli.add_command(verb)
-cli_views.register(cli, _captures)
-cli_files.register(cli, _captures, _one_message)
 
 
 @cli.command(short_help="Explain tables and columns.")
@@ -589,8 +324,8 @@ def schema(table: str | None, layout: str) -> None:
     """
     from analyzer.views.schema import shown
 
-    with _reader_may_leave():
-        sys.stdout.write(_encodable(shown(table, layout, _look(False)), sys.stdout))
+    with reader_may_leave():
+        sys.stdout.write(encodable(shown(table, layout, look_here(False)), sys.stdout))
 
 
 @cli.command(short_help="Analyze the built-in story capture.")
@@ -604,14 +339,15 @@ def demo(directory: str | None, ascii_only: bool) -> int:
       mailhop demo
     """
     with _story() as path:
-        result = _run([str(path)], [], [], False)
+        reading = Reading((str(path),), ascii_only=ascii_only)
+        result = reading.run()
         directory = directory or _demo_directory()
         from analyzer.tables.export import export
         from analyzer.views.overview import compose
         from analyzer.views.trace import gather
 
         export(result.tables, directory, ["jsonl", "csv"])
-        look = _look(ascii_only)
+        look = reading.look
         page = compose(result.tables, result.sources, look)
         first = next(iter(result.tables.rows("messages")), None)
         if first is not None:
@@ -619,10 +355,9 @@ def demo(directory: str | None, ascii_only: bool) -> int:
             page.lines += gather(result.tables, first).page(look).lines
         page.line()
         page.line("  tables    ", f"in {look.safe(directory)} (jsonl, csv)")
-        with _reader_may_leave():
-            _print(page)
-        _warn(result)
-        return DAMAGED if result.damaged else DONE
+        with reader_may_leave():
+            print_page(page)
+        return reading.end(result)
 
 
 @contextmanager
@@ -663,9 +398,9 @@ def doctor() -> int:
     """
     from analyzer.doctor import examine
 
-    page = examine(_look(False))
-    with _reader_may_leave():
-        _print(page)
+    page = examine(look_here(False))
+    with reader_may_leave():
+        print_page(page)
     return DONE
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyzer.cli_shared import complain, key_log_at_hand, known_formats, look_here, print_page
+
 if TYPE_CHECKING:
     from analyzer.live import Live, Plan
     from analyzer.views.live import Line
@@ -79,7 +81,6 @@ def _plan(
     keylogs: tuple[str, ...],
     **more: Any,
 ) -> "Plan":
-    from analyzer.cli import _key_log_at_hand
     from analyzer.live import Plan, parse_until
 
     return Plan(
@@ -88,15 +89,9 @@ def _plan(
         not no_promiscuous,
         backend,
         until=parse_until(until),
-        keylogs=keylogs or tuple(_key_log_at_hand(empty=True)),
+        keylogs=keylogs or tuple(key_log_at_hand(empty=True)),
         **more,
     )
-
-
-def _say(text: str) -> None:
-    from analyzer.cli import _complain
-
-    _complain(text)
 
 
 @contextmanager
@@ -128,7 +123,7 @@ def _run(live: "Live", quiet: bool) -> int:
         live.begin()
         if not quiet:
             how = {"dumpcap": "dumpcap", "raw": "raw sockets", "stream": "a pipe"}[live.backend]
-            _say(f"capturing on {live.info.name} by {how}; Ctrl-C ends it")
+            complain(f"capturing on {live.info.name} by {how}; Ctrl-C ends it")
         live.collect = True
         gc.disable()
         before = sys.getswitchinterval()
@@ -139,7 +134,7 @@ def _run(live: "Live", quiet: bool) -> int:
             sys.setswitchinterval(before)
             gc.enable()
     for damage in live.info.damage[:5]:
-        _say(f"warning: {damage.source}: {damage.detail}")
+        complain(f"warning: {damage.source}: {damage.detail}")
     return DAMAGED if live.info.damage or live.error is not None else DONE
 
 
@@ -181,7 +176,6 @@ def capture(
       mailhop capture -i any -w mail.pcapng -b filesize:100000 -b files:10
       ssh mx1 sudo tcpdump -U -w - port 25 | mailhop capture -i -
     """
-    from analyzer.cli import _formats, _look
     from analyzer.errors import MailhopError
     from analyzer.live import Live
     from analyzer.wire.ring import parse_rule
@@ -198,10 +192,10 @@ def capture(
         write=write,
         ring=parse_rule(ring),
         directory=directory,
-        formats=tuple(_formats(formats, directory)),
+        formats=tuple(known_formats(formats, directory)),
     )
-    on_hop, on_message = (None, None) if quiet else _line_by_line(_look(ascii_only))
-    live = Live(plan, say=_say, on_hop=on_hop, on_message=on_message)
+    on_hop, on_message = (None, None) if quiet else _line_by_line(look_here(ascii_only))
+    live = Live(plan, say=complain, on_hop=on_hop, on_message=on_message)
     try:
         status = _run(live, quiet)
     except BrokenPipeError:
@@ -212,7 +206,7 @@ def capture(
 
         counts = live.counts
         written = [f"tables in {directory}"] if directory is not None else []
-        _say(summary(counts.packets, counts.dropped, counts.shed, counts.hops, counts.messages, written))
+        complain(summary(counts.packets, counts.dropped, counts.shed, counts.hops, counts.messages, written))
     return status
 
 
@@ -224,10 +218,9 @@ def _line_by_line(look: "Look") -> tuple[Callable[[Any], None], Callable[[Any], 
 
 
 def _out(line: "Line", look: "Look") -> None:
-    from analyzer.cli import _print
     from analyzer.views.text import Page
 
-    _print(Page(look, [line]))
+    print_page(Page(look, [line]))
     sys.stdout.flush()
 
 
@@ -248,14 +241,13 @@ def watch(
     Example:
       mailhop watch -i eth0
     """
-    from analyzer.cli import _look
     from analyzer.live import Live
 
     plan = _plan(interfaces, expression, until, no_promiscuous, backend, keylogs)
-    look = _look(ascii_only)
+    look = look_here(ascii_only)
     if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         on_hop, on_message = _line_by_line(look)
-        return _run(Live(plan, say=_say, on_hop=on_hop, on_message=on_message), False)
+        return _run(Live(plan, say=complain, on_hop=on_hop, on_message=on_message), False)
     return _watch_screen(plan, ascii_only)
 
 
@@ -264,7 +256,6 @@ def _watch_screen(plan: "Plan", ascii_only: bool) -> int:
     from rich.live import Live as Screen
     from rich.text import Text
 
-    from analyzer.cli import _look
     from analyzer.live import Live
     from analyzer.views.live import summary
 
@@ -281,7 +272,7 @@ def _watch_screen(plan: "Plan", ascii_only: bool) -> int:
         if now < due:
             return
         due = now + 1 / _REFRESH
-        page = live.page(_look(ascii_only), console.height - len(said[-2:]))
+        page = live.page(look_here(ascii_only), console.height - len(said[-2:]))
         lines = [Text.assemble(*((span.text, styles.get(span.style, "")) for span in line)) for line in page.lines]
         text = Text("\n", no_wrap=True, overflow="ellipsis").join([*lines, *map(Text, said[-2:])])
         text.no_wrap, text.overflow = True, "ellipsis"
@@ -291,10 +282,10 @@ def _watch_screen(plan: "Plan", ascii_only: bool) -> int:
     with Screen(console=console, auto_refresh=False, screen=True) as display:
         status = _run(live, True)
     for text in said:
-        _say(text)
+        complain(text)
     counts = live.counts
     with suppress(OSError):
-        _say(summary(counts.packets, counts.dropped, counts.shed, counts.hops, counts.messages))
+        complain(summary(counts.packets, counts.dropped, counts.shed, counts.hops, counts.messages))
     return status
 
 

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 import synthetic
 
-from analyzer.cli import _progress, cli, main
+from analyzer.cli import cli, main
+from analyzer.cli_shared import progress
 from analyzer.errors import CaptureError, KeyLogError
 from analyzer.mail.records import RecipientRow
 from analyzer.tables import TABLES, Tables
@@ -335,11 +336,11 @@ class Terminal(io.StringIO):
     ("quiet", "stream", "shown"), [(False, Terminal(), True), (True, Terminal(), False), (False, io.StringIO(), False)]
 )
 def test_progress_is_shown_on_a_terminal_alone(monkeypatch, quiet, stream, shown):
-    monkeypatch.setattr("analyzer.cli.PATIENCE", 0)
+    monkeypatch.setattr("analyzer.cli_shared.PATIENCE", 0)
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
-    with _progress(quiet) as report:
+    with progress(quiet) as report:
         if report is not None:
             report("captures/\x1b[2Jmail.pcap", 500_000, 1_000_000, 12, 3_456)
     for word in ("mail.pcap", "0.5/1.0 MB", "3,456 packets 12 messages"):
