@@ -32,7 +32,7 @@ class Limits:
     restarts: int = 10_000
     """Times a damaged capture is taken up again after an unreadable place: then the rest is given up, `damaged_capture`."""
     interfaces: int = 65_536
-    """Interfaces of one pcapng section: the packets of further ones are skipped, `damaged_capture`."""
+    """Interfaces of one pcapng section: at a further one reading ends, `damaged_capture`."""
     secrets_bytes: int = 16 << 20
     """Octets of TLS secrets taken out of one pcapng file: the rest is left, `secrets_dropped`."""
 

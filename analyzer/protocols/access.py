@@ -26,6 +26,8 @@ SOFTWARE = re.compile(
 LOST_TURN = 99
 """The turn of a SASL response whose place in the exchange is not known: nothing is read from it."""
 
+_MECHANISM = re.compile(rb"[A-Z][A-Z0-9_-]{0,29}|[A-Z]?[a-z][a-z0-9_-]{0,29}")
+"""A mechanism's name (RFC 4422 3.1), also in lower case; letters of both cases are more likely a response in base64."""
 _HOST = re.compile(rb"(?<![\w.@-])((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,62})(?![\w@-])")
 _ADDRESS = re.compile(r"[\w.+-]{1,64}@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\Z")
 _STAMP = re.compile(rb"<[^<>@\s]{1,200}@([^<>@\s]{1,255})>")
@@ -54,6 +56,24 @@ def unsaid(reply: str, secrets: Iterable[bytes]) -> str:
         if len(secret) > 3:
             reply = reply.replace(text(secret), "***")
     return reply
+
+
+def sasl(argument: bytes) -> tuple[str | None, bytes]:
+    """sasl-mech [SP initial-response] (RFC 4954 4, 5034 4, 9051 9): the mechanism in upper case, and the rest.
+
+    A first word that does not read as a mechanism's name may be a secret: it is part of the rest then.
+    """
+    word, *rest = argument.split(None, 1) or (b"",)
+    if _MECHANISM.fullmatch(word):
+        return text(word).upper(), rest[0] if rest else b""
+    return None, argument.strip()
+
+
+def sasl_shown(argument: bytes) -> str | None:
+    """The argument of AUTH or AUTHENTICATE as it may be shown: the mechanism as it was written, no response."""
+    mechanism, response = sasl(argument)
+    named = text(argument.split(None, 1)[0]) if mechanism else ""
+    return f"{named} {'***' if response else ''}".strip() or None
 
 
 def sasl_user(mechanism: str | None, response: bytes, turn: int) -> str | None:

@@ -77,10 +77,12 @@ def command(line: bytes, limit: int) -> Given | None:
     if verb not in KNOWN and not (found[1].isalpha() and (found[1].isupper() or found[1].islower())):
         return None  # base64 has both cases: a SASL response whose turn was not seen must not pass as a keyword
     if verb in SECRET:
-        first, blank, _ = argument.partition(b" ")
         shown: str | None = "***"
-        if verb != "PASS":
-            shown = text(first) + (" ***" if blank else "") if first else None
+        if verb == "AUTH":
+            shown = access.sasl_shown(argument)
+        elif verb != "PASS":
+            first, *rest = argument.split(None, 1) or (b"",)
+            shown = text(first) + (" ***" if rest else "") if first else None
     elif verb in KNOWN:
         shown = text(argument) or None
     else:
@@ -288,8 +290,7 @@ class Session(BaseSession):
         asked = self._hold
         if asked is None or line == b"*":
             return
-        mechanism = text(asked.argument.split(b" ", 1)[0]).upper()
-        asked.user = access.sasl_user(mechanism, line, self._sasl_turn or 0) or asked.user
+        asked.user = access.sasl_user(access.sasl(asked.argument)[0], line, self._sasl_turn or 0) or asked.user
 
     def _give_up_hold(self) -> bool:
         """The reply that the client's octets hang on will not come: read on as if it had not mattered."""
@@ -755,9 +756,8 @@ class Session(BaseSession):
         info, named, user = self.info, self.named, asked.user
         info.ts_auth = asked.ts
         if asked.verb == "AUTH":
-            mechanism, _, initial = asked.argument.partition(b" ")
-            info.auth_mechanism = text(mechanism).upper()[:40]
-            user = access.sasl_user(info.auth_mechanism, initial.strip(), 0) or user
+            info.auth_mechanism, initial = access.sasl(asked.argument)
+            user = access.sasl_user(info.auth_mechanism, initial, 0) or user
         else:
             info.auth_mechanism = "USER" if asked.verb == "PASS" else asked.verb
             if asked.verb == "PASS" and named is not None:

@@ -440,7 +440,8 @@ def folded(spans: Iterable[tuple[int, int]], ends: Iterable[int]) -> list[tuple[
         return [(0, 0.0), (1, 1.0)]
     low, high = min(ends), max(*ends, min(ends) + 1)
     busy: list[list[int]] = []
-    for start, end in sorted(spans):
+    within = ((max(start, low), min(end, high)) for start, end in spans)  # a clock that was set back makes spans end first
+    for start, end in sorted(span for span in within if span[0] <= span[1]):
         if busy and start <= busy[-1][1]:
             busy[-1][1] = max(busy[-1][1], end)
         else:

@@ -167,6 +167,12 @@ def test_the_axis_runs_from_left_to_right_and_keeps_order(lengths):
     assert places == sorted(places)
 
 
+def test_a_span_that_a_clock_set_back_has_turned_round_leaves_the_axis_whole():
+    scale = folded([(50, 20), (50, 60)], [0, 20, 60])
+    assert [ns for ns, _ in scale] == sorted({ns for ns, _ in scale})
+    assert (scale[0], scale[-1]) == ((0, 0.0), (60, 1.0))
+
+
 def test_a_pause_longer_than_all_that_happens_is_folded():
     scale = folded([(0, 100), (10_000, 10_100)], [0, 10_100])
     assert folds(scale) == [(100, 10_000)]

@@ -80,11 +80,10 @@ class Session(Responses):
             asked.user = text(words[0][:256]) if words and words[0] is not None else None
             asked.secrets = [word for word in words[1:] if word]
         else:
-            mechanism, _, initial = asked.argument.partition(b" ")
-            asked.extra = text(mechanism[:40]).upper()
-            asked.user = access.sasl_user(asked.extra, initial.strip(), 0)
+            asked.extra, initial = access.sasl(asked.argument)
+            asked.user = access.sasl_user(asked.extra, initial, 0)
             asked.secrets = (initial,)
-            asked.argument = mechanism + (b" ***" if initial.strip() else b"")
+            asked.argument = (access.sasl_shown(asked.argument) or "").encode()
             return
         asked.argument, asked.literals = b"", []
 
@@ -176,7 +175,7 @@ class Session(Responses):
 
     def _login(self, asked: Asked, ok: bool) -> None:
         info = self.info
-        info.auth_mechanism, info.auth_ok = asked.extra or "LOGIN", ok
+        info.auth_mechanism, info.auth_ok = asked.extra if asked.verb == "AUTHENTICATE" else "LOGIN", ok
         info.auth_user = asked.user or info.auth_user
         info.ts_auth, (info.ts_auth_done, info.frame_auth) = asked.ts, self.now()
 
@@ -368,8 +367,7 @@ class Session(Responses):
 def shown(verb: str, argument: bytes, literals: list[Literal], limit: int) -> str | None:
     """A command's argument as it may be shown: literals in their place, no secret."""
     if verb == "AUTHENTICATE":
-        mechanism, blank, _ = argument.partition(b" ")
-        return text(mechanism[:40]) + (" ***" if blank else "") if mechanism else None
+        return access.sasl_shown(argument)
     if verb == "LOGIN":
         words = grammar.strings(argument, [x.octets for x in literals])
         return f"{text(words[0][:256])} ***" if len(words) > 1 and words[0] is not None else "***"

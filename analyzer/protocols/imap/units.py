@@ -430,8 +430,7 @@ class Units(BaseSession):
         asked, turn = self._hold, self._sasl_turn
         self._sasl_turn = None
         if asked is not None and turn is not None and line != b"*":
-            mechanism = text(asked.argument.split(b" ", 1)[0]).upper()
-            asked.user = access.sasl_user(mechanism, line, turn) or asked.user
+            asked.user = access.sasl_user(access.sasl(asked.argument)[0], line, turn) or asked.user
 
     def _alone(self) -> bool:
         """No server is there to wait for."""

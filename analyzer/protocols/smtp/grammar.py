@@ -4,6 +4,7 @@ import ipaddress
 import re
 from typing import NamedTuple
 
+from analyzer.protocols.access import sasl_shown
 from analyzer.protocols.base import Malformed, text
 
 VERBS = frozenset(
@@ -114,8 +115,7 @@ def shown(verb: str, rest: bytes, most: int) -> str | None:
     if not rest:
         return None
     if verb in ("AUTH", "X-EXPS"):
-        mechanism, _, response = rest.partition(b" ")
-        return text(mechanism[:40]) + (" ***" if response else "")
+        return sasl_shown(rest)
     if verb in ("PASS", "LOGIN", "APOP", "XAUTH"):
         return "***"
     if verb == "BURL":

@@ -447,11 +447,10 @@ class Session(Plain):
 
     def _read_auth(self, given: Given, rest: bytes) -> None:
         """AUTH SP mechanism [SP initial-response] (RFC 4954 4)."""
-        words = rest.split()
-        self._mechanism = as_text(words[0][:40]).upper() if words else None
+        self._mechanism, response = access.sasl(rest)
         self._turn, self._sasl_user = 0, None
-        if len(words) > 1 and words[1] != b"=":
-            self._sasl_response(words[1])
+        if response and response != b"=":
+            self._sasl_response(response)
 
     def _sasl_response(self, response: bytes) -> None:
         self._sasl_user = access.sasl_user(self._mechanism, response, self._turn) or self._sasl_user
