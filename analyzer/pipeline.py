@@ -19,7 +19,7 @@ from analyzer.mail.story import ALL, BY_MESSAGE, Found, Part, Share, Story, Told
 from analyzer.protocols import dns, tls
 from analyzer.protocols.base import Command, Event, MessageCarried, SessionEnded
 from analyzer.protocols.bodies import Body
-from analyzer.protocols.registry import MAIL_PORTS, recognise
+from analyzer.protocols.registry import MAIL_PORTS, foreign, recognise
 from analyzer.protocols.starttls import Offers
 from analyzer.tables import Tables
 from analyzer.wire import files
@@ -131,7 +131,7 @@ class Pipeline:
 
     def _add_tap(self) -> None:
         self._decoders.append(Decoder(self.limits))
-        self._streams.append(Streams(self.limits, self._recognise, MAIL_PORTS, share=self.share))
+        self._streams.append(Streams(self.limits, self._recognise, MAIL_PORTS, share=self.share, foreign=foreign))
 
     def _tap(self, frames: Frames) -> int:
         """The tap that frames are of: each has its own connections and fragments."""

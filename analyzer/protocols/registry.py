@@ -49,6 +49,10 @@ _FOREIGN = re.compile(
 )
 """How connections begin that are none of these, unless TLS on a port of mail: TLS, HTTP, SSH."""
 
+_HANDSHAKE = 0x16
+_HELLO = 2048
+"""Octets of a ClientHello in which the server's name is looked for."""
+
 MAIL_PORTS = frozenset[int]().union(*(p.ports for p in PROTOCOLS if p.name != "dns"))
 
 
@@ -57,9 +61,22 @@ def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> tupl
 
     `sure` False: more octets may still tell.
     """
-    foreign = conn.start == "handshake" and _FOREIGN.match(orig) is not None and _FOREIGN.match(resp) is not None
-    for protocol in PROTOCOLS[:1] if foreign else PROTOCOLS:
+    if conn.start == "handshake" and foreign(orig, resp, conn.orig_port, conn.resp_port):
+        return None, True, True
+    for protocol in PROTOCOLS:
         found = protocol.probe(orig, resp, conn.orig_port, conn.resp_port, closing)
         if found is not None:
             return (protocol if found.protocol else None), found.client_is_orig, True
-    return None, True, closing or foreign
+    return None, True, closing
+
+
+def foreign(orig: bytes, resp: bytes, orig_port: int, resp_port: int) -> bool:
+    """Whether a connection seen from its opening surely begins as none of these: HTTP, SSH, TLS elsewhere than on ports of mail.
+
+    The beginning of what each side says is enough, the first segment of each, too.
+    """
+    if _FOREIGN.match(orig) is None or _FOREIGN.match(resp) is None:
+        return False
+    if orig[0] == _HANDSHAKE and len(orig) < min(5 + (orig[3] << 8 | orig[4]), _HELLO):
+        return False
+    return tls.probe(orig, resp, orig_port, resp_port, False) is None

@@ -22,6 +22,8 @@ from analyzer.wire.types import I64, V4_PREFIX, Attempt, Chunk, Connection, Deli
 
 Recognise = Callable[[Connection, bytes, bytes, bool], bool | None]
 """(connection, first octets of orig, first octets of resp, closing): True wanted, False ignore it, None not sure yet."""
+Foreign = Callable[[bytes, bytes, int, int], bool]
+"""(first octets of orig and of resp, their ports), of a connection seen from its opening: surely to be ignored."""
 
 Counted = tuple[list[tuple[int, Attempt]], dict[tuple[str, str], tuple[int, tuple[int, int]]]]
 """Attempts to be listed, and counts of all by source and kind."""
@@ -55,8 +57,11 @@ class Streams:
         mail_ports: frozenset[int],
         identify: Callable[[Connection], str] | None = None,
         share: tuple[int, int] = (0, 1),
+        foreign: Foreign | None = None,
     ) -> None:
-        """`share`: of so many instances fed alike this one follows the connections of its number; all number all of them."""
+        """`foreign`: told sooner, and of more at once, than `recognise` would.
+
+        `share`: of so many instances fed alike this one follows the connections of its number; all number all of them."""
         self.anomalies: list[Anomaly] = []
         self.attempts: list[Attempt] = []
         self._limits = limits
@@ -66,6 +71,7 @@ class Streams:
         self._mail_table[list(mail_ports)] = True
         self._identify = identify
         self._share = share
+        self._foreign = foreign
         self._marks = 0
         self._listed_here: list[tuple[int, Attempt]] = []
         """Attempts with the number of the mark they were found before, while other instances may have earlier ones."""
@@ -224,6 +230,8 @@ class Streams:
         if stay.any():
             self._kinds(batch)
             todo = self._half_open(batch, p)
+            if self._foreign is not None and home < 0:
+                todo = self._strangers(self._foreign, batch, p, todo)
             self._hand_over(p, batch, todo[np.argsort(first[stay][todo], kind="stable")])
 
     def _group(self, p: Packets, rows: I64, ends: Ends) -> tuple[I64, I64, I64]:
@@ -258,8 +266,8 @@ class Streams:
         b.before = [getattr(flows, name)[b.slots] for name in _KINDS]
         places = np.arange(n)
         said = b.length > 0
-        said0 = np.minimum.reduceat(np.where(said & (b.side == 0), places, n), b.begins)
-        said1 = np.minimum.reduceat(np.where(said & (b.side == 1), places, n), b.begins)
+        b.said0 = said0 = np.minimum.reduceat(np.where(said & (b.side == 0), places, n), b.begins)
+        b.said1 = said1 = np.minimum.reduceat(np.where(said & (b.side == 1), places, n), b.begins)
         for first, column, values in (
             (b.first0, flows.vlan0, b.kind >> 8),
             (b.first1, flows.vlan1, b.kind >> 8),
@@ -383,6 +391,49 @@ class Streams:
         flows.ts_last[slots] = latest[fresh]
         rest: I64 = every[~(again | fresh)]
         return rest
+
+    # -- connections of no interest
+
+    def _strangers(self, foreign: Foreign, b: "_Batch", p: Packets, todo: I64) -> I64:
+        """Ignore connections that open here and begin as none of ours, before anything is made of them; the groups left.
+
+        Only what is plain is told here: one SYN, one SYN-ACK, and behind them the first payload of each side.
+        """
+        flows, n = self._flows, len(b)
+        if n < 2 or not len(todo):
+            return todo
+        at = b.begins[todo]
+        back = np.minimum(at + 1, n - 1)
+        opener, slots = b.side[at], b.slots[todo]
+        ask, answer = (np.where(opener == side, b.said0[todo], b.said1[todo]) for side in (0, 1))
+        plain = (flows.state[slots] == NONE) & (b.counts[todo] > 3) & (ask < n) & (answer < n)
+        ask, answer = np.minimum(ask, n - 1), np.minimum(answer, n - 1)
+        control, one = b.flags & np.uint8(SYN | ACK | RST | FIN), np.uint32(1)
+        plain &= (control[at] == SYN) & (control[back] == SYN | ACK) & (b.side[back] != opener) & (b.ack[back] == b.seq[at] + one)
+        plain &= np.add.reduceat((b.flags & np.uint8(SYN) != 0).astype(np.int64), b.begins)[todo] == 2
+        plain &= ~np.logical_or.reduceat(b.other_vlan | b.jump, b.begins)[todo]
+        plain &= (b.seq[ask] == b.seq[at] + one) & (b.seq[answer] == b.seq[back] + one)
+        plain &= (b.length[ask] == b.wire[ask]) & (b.length[answer] == b.wire[answer])
+        which = np.flatnonzero(plain)
+        if not len(which):
+            return todo
+        places = (p.payload[b.row[side[which]]].tolist() for side in (ask, answer))
+        lengths = (np.minimum(b.length[side[which]], _HEAD).tolist() for side in (ask, answer))
+        ports, mirrored = flows.ports[slots[which]].tolist(), opener[which].tolist()
+        data, found = p.data, []
+        for g, orig, resp, m, k, both, swap in zip(which.tolist(), *places, *lengths, ports, mirrored, strict=True):
+            lower, higher = both >> 16, both & 0xFFFF
+            ends = (higher, lower) if swap else (lower, higher)
+            if foreign(bytes(data[orig : orig + m]), bytes(data[resp : resp + k]), *ends):
+                found.append(g)
+        slots, at, back = slots[found], at[found], back[found]
+        swap = b.side[at] == 1
+        flows.state[slots] = IGNORED
+        flows.isn0[slots], flows.isn1[slots] = np.where(swap, b.seq[back], b.seq[at]), np.where(swap, b.seq[at], b.seq[back])
+        flows.ts_last[slots] = np.maximum.reduceat(b.ts, b.begins)[todo[found]]
+        flows.wanted[slots] = False
+        left: I64 = np.delete(todo, found)
+        return left
 
     def list_attempts_anew(self) -> None:
         """For a capture without end: as many more connection attempts may be listed one by one."""
@@ -902,6 +953,8 @@ class _Batch:
         self.kind = p.vlan[row].astype(np.int32) << 8 | p.ttl[row]
         self.odd = (flags & np.uint8(SYN | FIN | RST | URG) != 0) | (flags & np.uint8(ACK) == 0)
         self.odd |= (self.wire != self.length) | jump
+        self.said0 = self.said1 = np.zeros(0, np.int64)
+        """Each flow's first rows with payload, by direction; as many as there are rows: none."""
         self.before: list[NDArray[Any]] = []
         """VLANs and TTLs of the flows before these rows."""
         self.other_vlan = np.zeros(len(row), np.bool_)

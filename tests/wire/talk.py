@@ -202,9 +202,10 @@ def play(
     cuts: Iterable[int] = (),
     limits: Limits | None = None,
     recognise: Callable[[Connection, bytes, bytes, bool], bool | None] = lambda *_: True,
+    foreign: Callable[[bytes, bytes, int, int], bool] | None = None,
 ) -> Played:
     """Hand segments (of one source, or a list per source) to `Streams`, cut into batches at these places."""
-    streams = Streams(limits or Limits(), recognise, MAIL_PORTS)
+    streams = Streams(limits or Limits(), recognise, MAIL_PORTS, foreign=foreign)
     heard: dict[int, Heard] = {}
 
     def take(deliveries: Iterable[Any]) -> None:

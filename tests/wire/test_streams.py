@@ -588,6 +588,28 @@ def test_what_is_not_wanted_is_not_heard() -> None:
     assert asked == [(b"", b"220 mx\r\n")]
 
 
+def test_the_web_is_passed_over_and_the_mail_after_it_between_the_same_ports_is_not() -> None:
+    asked = []
+
+    def mail_only(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
+        asked.append(orig[:4])
+        return orig.startswith(b"EHLO") if orig and resp else None
+
+    def is_web(orig: bytes, resp: bytes, orig_port: int, resp_port: int) -> bool:
+        assert (orig_port, resp_port) == (41000, 25)
+        return orig.startswith(b"GET ") and resp.startswith(b"HTTP/")
+
+    web = Talk().open().c(b"GET / HTTP/1.1\r\n\r\n").s(b"HTTP/1.1 200 OK\r\n\r\n").c(b"GET /EHLO HTTP/1.1\r\n\r\n").close()
+    mail = smtp(isn=(9_000_000, 8_000_000))
+    both = [*web.segments, *(s.but(ts=s.ts + 60 * S) for s in mail.segments)]
+    for cuts in ([], [len(web.segments)], [6], range(100)):
+        heard = play(both, cuts=cuts, recognise=mail_only, foreign=is_web).one
+        assert (heard.data(0), heard.data(1)) == (said(mail, 0), said(mail, 1))
+    asked.clear()
+    play(web.segments, recognise=mail_only, foreign=is_web)
+    assert asked == []
+
+
 def test_what_was_held_is_heard_once_recognised() -> None:
     def patient(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
         return True if orig.startswith(b"EHLO c\r\n") and len(resp) > 8 else None
