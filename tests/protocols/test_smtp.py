@@ -95,6 +95,23 @@ def test_a_lost_segment_costs_what_it_held(path: Path) -> None:
             assert {m.content.sha256 for m in first.messages if m.content and m.content.complete} <= known
 
 
+@pytest.mark.parametrize("also_lost", ["", "354 go\r\n"])
+@pytest.mark.parametrize("lost", ["DATA\r\n", "RCPT TO:<b@example.net>\r\nDATA\r\n"])
+@pytest.mark.parametrize(("cut", "order"), EVERY_WAY)
+def test_a_message_is_whole_though_the_command_before_it_is_lost(lost: str, also_lost: str, cut: Any, order: str) -> None:
+    """The message begins where the server asked for it, or where nothing but DATA can have been lost."""
+    asked = lost.replace("\r\n", "\nC: ").removesuffix("\nC: ")
+    said = (
+        f"C: MAIL FROM:<a@example.org>\nS: 250 ok\nC: {asked}\nS: 354 go\nC: Message-ID: <1@example.org>\nC:\nC: .\nS: 250 ok\n"
+    )
+    damaged = parse(OPEN + said + CLOSE)
+    for octets in filter(None, (lost, also_lost)):
+        damaged = without(damaged, [s.data for s in damaged.segments].index(octets.encode()))
+    played = play(smtp.Session, damaged, cut=cut, order=order)
+    (content,) = [m.content for m in played.messages]
+    assert (content.size, content.complete) == (31, lost == "DATA\r\n" or not also_lost)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FILES), st.lists(st.integers(0, 900), max_size=12), st.sampled_from(["capture", "client", "server"]))
 def test_any_cut(path: Path, cuts: list[int], order: str) -> None:

@@ -94,8 +94,8 @@ class Dialogue(BaseSession):
     """A message that may have been two, until the next reply tells."""
     impatient: bool = False
     """More octets are held than the limit: what has not come by now is taken for lost."""
-    heard_354: int | None = None
-    """The last reply to a lost command was 354: so many of the client's octets had the server then."""
+    heard_354: Reply | None = None
+    """The last reply to a lost command, when it was 354."""
     farewell: Reply | None = None
     """A refusal that answers nothing: the server ends the session."""
     _broken: bool = False  # the next line of the server may lack its beginning

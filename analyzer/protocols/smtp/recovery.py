@@ -28,6 +28,7 @@ from analyzer.protocols.smtp.vocabulary import (
 from analyzer.wire.types import Connection
 
 _END = b"\r\n.\r\n"
+_DATA_LINE = b"DATA\r\n"
 _LINE_START = re.compile(rb"\n")
 _PIECES = 1000
 """Pieces of a kept message that are copied at a hole."""
@@ -56,6 +57,7 @@ class Recovery(Dialogue):
     _behind: MessageReader | None = None  # the message as it was behind its last loss, at the first octet kept
     _ended_in_hole: bool = False
     _lost: int = 0  # client octets lost before what is looked at
+    _torn: bool = False  # ... and with them the end of a line
 
     def __init__(self, conn: Connection, client_is_orig: bool, limits: Limits) -> None:
         super().__init__(conn, client_is_orig, limits)
@@ -170,6 +172,7 @@ class Recovery(Dialogue):
     def lose_commands(self) -> bool:
         """Octets of the client are lost between its commands."""
         inbox = self.client
+        self._torn = bool(inbox.available)
         if inbox.available and self.state == COMMANDS:  # a command without its end: there will be a reply to it
             begin, end = inbox.offset, inbox.offset + inbox.available
             ts, frame, ack, ts_end, _ = inbox.span(begin, end)
@@ -177,9 +180,10 @@ class Recovery(Dialogue):
             given.hole, self.command_hole = self.command_hole, False
             self.waiting.append(given)
         self.cut = False
+        if self.heard_354 is not None and self.heard_354.ack <= inbox.offset + inbox.available:
+            self.heard_354 = None
         self._lost = inbox.take_gap()
         self.lossy = self.command_hole = self.headless = True
-        self.heard_354 = None
         self.awaited = None
         if self.transaction is not None:
             self.transaction.holed = True
@@ -227,20 +231,21 @@ class Recovery(Dialogue):
         if found is None and self.impatient and octets.count(b"\n") > 1:
             return self._receive_blind()
         self.state = LOST if found is None else COMMANDS
+        self._torn = True
         inbox.take(stop if found is None else found)
         return True
 
     def _receive_blind(self) -> bool:
         """A message whose beginning was not seen."""
         inbox = self.client
-        if self.heard_354 is not None:
-            inbox.take(max(self.heard_354 - inbox.offset, 0))
+        lost = self._lost_of_message()
         self.heard_354 = None
         self.impatient = False
         self.receive(self.transaction, None)
         transaction = self.receiving
         assert transaction is not None and transaction.reader is not None
-        transaction.reader.gap(self._lost)
+        if lost:
+            transaction.reader.gap(lost)
         if inbox.buf.startswith(b".\r\n", inbox.pos):
             inbox.take(3)
             self.end_data(transaction)
@@ -248,6 +253,20 @@ class Recovery(Dialogue):
             self._behind = transaction.reader.copy()
             inbox.keep(self.client_is_orig)
         return True
+
+    def _lost_of_message(self) -> int:
+        """Octets of a message that the loss before it may have taken, -1: unknown; what came before the message is passed.
+
+        A client that has heard the 354 begins where the server then was; and where no more was lost than DATA itself,
+        nothing else was.
+        """
+        inbox, asked, lost, begin = self.client, self.heard_354, self._lost or -1, self.client.offset
+        if asked is not None:
+            inbox.take(max(asked.ack - begin, 0))
+            if begin - max(lost, 0) < asked.ack and inbox.available and inbox.ack_at(inbox.offset) >= asked.end:
+                return max(begin - asked.ack, 0)
+        only_data = len(_DATA_LINE) - 1 <= lost <= len(_DATA_LINE) and not self._torn
+        return 0 if only_data else lost
 
     # losses inside a message
 
@@ -340,7 +359,7 @@ class Recovery(Dialogue):
 
     def unasked(self, reply: Reply) -> bool:
         """A reply to nothing that was seen; behind a loss, still the server's word on a message."""
-        before, self.heard_354 = self.heard_354, reply.ack if reply.code == 354 else None
+        before, self.heard_354 = self.heard_354, reply if reply.code == 354 else None
         if super().unasked(reply):
             return True
         if self.client.seen and not self.lossy:

@@ -153,7 +153,7 @@ class Session(Plain):
             self.weird("early_talker", "the client spoke before the greeting", ts, frame)
 
     def _answer_cut_off(self, given: Given, reply: Reply) -> bool:
-        self.heard_354 = reply.ack if reply.code == 354 else None
+        self.heard_354 = reply if reply.code == 354 else None
         return True
 
     def _answer_hello(self, given: Given, reply: Reply) -> bool:
