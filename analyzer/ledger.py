@@ -4,9 +4,10 @@ Rules
 1. What came from sessions is kept until the message it belongs to is finished.  `retell` tells the webs of messages to which
    something came since the last telling, with an eye on what is known of the others (`Elsewhere`); what another message has
    been told with (a lookup, a failed connection, an opaque session, a mailbox event) stays that one's.
-2. A message is finished when its fate is known and it has been silent for `Limits.live_decided_idle`, or silent for
-   `Limits.queue_lifetime`; or when more is held than the limits allow: then the longest silent, decided ones first.  `settle`
-   tells it once more, for its rows, and lets go of it.
+2. A message that has been silent for a while rests (`mail/rest.py`): on disk, to be told anew when something comes that may be
+   about it.  It is finished when its fate is known and it has been silent for `Limits.live_decided_idle`, or silent for
+   `Limits.queue_lifetime`; or when more rests than the limits allow: then the longest silent, decided ones first.  Its rows are
+   those of its last telling.
 3. Each event leaves once.  What the leaving ones say of hosts is added to the hosts of before, so nothing is counted twice.
 4. `tell` and `finish` tell all that is held, at once: where nothing was forgotten, that is what a file's story is.
 """
@@ -17,14 +18,19 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from analyzer.limits import Limits
-from analyzer.mail.archive import Claim, Ends
-from analyzer.mail.hosts import ROLES, Hosts
+from analyzer.mail.archive import Claim
+from analyzer.mail.hops import Trace
+from analyzer.mail.hosts import Hosts, Machine
+from analyzer.mail.known import KnownHosts, hosts_of, mentioned
 from analyzer.mail.lookups import Lookups
-from analyzer.mail.records import Host, Message
+from analyzer.mail.records import Message
+from analyzer.mail.rest import Rest, Resting, names_of
 from analyzer.mail.sightings import Sighting
-from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Rows, Story, Told, alone, unravel
-from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of
+from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Part, Rows, Story, Told, alone, unravel
+from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of, ties_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.anomalies import Anomaly
@@ -34,16 +40,18 @@ DECIDED = frozenset({"delivered", "rejected", "bounced", "aborted"})
 """Fates after which only retrievals are to be expected."""
 _LEFT = 2
 """When too much is held, so much less is left: 1/2, so that it does not happen at each telling."""
-_NAMES = 64
-"""Names of one host kept."""
 _FORCE = 1.25
 """Share of a limit at which a telling cannot wait."""
+_FRESH = 8
+"""Share of `Limits.live_awake`, 1/8, that may have come since the last telling: then another cannot wait."""
 _WEB = 64
-"""Sightings of a web beyond which its messages leave one by one: else they leave together."""
+"""Sightings of a web beyond which it does not rest and its messages leave one by one."""
+_REST_PART = 4
+"""Share of `Limits.story_part`, 1/4, that is put to rest at a time."""
+_RESTED = 8
+"""Where too much rests, so much less is left, 1/8, so that it is not said at each telling."""
 _SPARE = 1000
 """So much more than what is held is remembered of trace fields and lookups, before it is weeded out."""
-_FEW = 16
-"""Counts of evidence up to which many hosts have the same."""
 _JUST = 30_000_000_000
 """A delivery and the mailbox's notice of it are no further apart."""
 _SOON = 5_000_000_000
@@ -62,8 +70,15 @@ class Ledger(Story):
         self.lookups: deque[Transaction] = deque()
         """Rows of `dns` that are not finished."""
         self._webs = Webs(limits)
+        self._rest = Rest(limits)
+        self._rested_dns: list[tuple[str, list[Transaction]]] = []
+        """Rows of `dns` of messages that have just been put to rest."""
         self._dns = _Dns(limits)
-        self._ended: dict[str, SessionEnded] = {}
+        self._ended: dict[str, SessionInfo] = {}
+        self._counted: set[str] = set()
+        """Sessions among them that are counted with their hosts already: their message was taken back."""
+        self._going_on: dict[str, SessionInfo] = {}
+        """Sessions of messages and mailbox events that have not ended."""
         self._mailbox: deque[MailboxEvent] = deque()
         self._tries: deque[Attempt] = deque()
         self._holder: dict[int, Open] = {}
@@ -72,12 +87,8 @@ class Ledger(Story):
         """Came since the last telling and may change what was told: sightings, sessions, attempts, mailbox events."""
         self._arrived = 0
         """Sightings among them."""
-        self._hosts_before: dict[str, Host] = {}
-        """By each address."""
-        self._shared: dict[tuple[str, str, int], dict[str, Any]] = {}
-        """Items of evidence that many hosts have."""
-        self._ends_before: dict[Ends, None] = {}
-        """Who passed mail to whom in finished messages, the latest last."""
+        self._known = KnownHosts(limits)
+        """Hosts of messages that are finished or rest."""
         self._claims_before: dict[Claim, None] = {}
         self._held_trails = 0
         self._carried_by: set[str] = set()
@@ -96,18 +107,23 @@ class Ledger(Story):
         kind = type(event)
         if kind is MessageCarried:
             sighting = self._digester.sighting(event)
-            self._webs.add(sighting)
+            ties = ties_of(sighting, self.limits)
+            self._going_on[event.session.session_id] = event.session
+            self._take_back(self._rest.joined_by(ties))
+            self._webs.add(sighting, ties)
             self._news.append(sighting)
             self._arrived += 1
             self.on_carried(event)
         elif kind is SessionEnded:
-            self._ended[event.info.session_id] = event
+            self._going_on.pop(event.info.session_id, None)
+            self._ended[event.info.session_id] = event.info
             if event.info.visibility == "opaque" or not event.info.messages:
                 self._news.append(event.info)
         elif kind is MailboxEvent:
+            self._going_on[event.session.session_id] = event.session
             self._keep(self._mailbox, event, self.limits.live_mailbox_events, "mailbox_events_dropped")
         elif kind is Attempt:
-            self._keep(self._tries, event, self.limits.idle_connections, "attempts_dropped")
+            self._keep(self._tries, event, self.limits.live_idle_sessions, "attempts_dropped")
 
     def look(self, lookups: Iterable[Transaction]) -> None:
         """Keep DNS questions and their answers."""
@@ -127,35 +143,42 @@ class Ledger(Story):
         """So much is held that a telling cannot wait."""
         limits = self.limits
         return (
-            self._arrived > 2 * limits.story_part
-            or self._webs.count > _FORCE * limits.live_traces
+            self._arrived > min(limits.story_part, limits.live_awake // _FRESH)
+            or self._webs.count > _FORCE * min(limits.live_awake, limits.live_traces)
             or self._webs.octets > _FORCE * limits.live_held_bytes
             or len(self.lookups) > _FORCE * limits.live_lookups
-            or len(self._ended) > _FORCE * (limits.idle_connections + limits.live_traces)
+            or len(self._ended) > _FORCE * (limits.live_idle_sessions + limits.live_awake)
         )
 
     @property
     def held(self) -> int:
         """Crossings of messages held."""
-        return self._webs.count
+        return self._webs.count + self._rest.count
 
     # told whole
 
     def tell(self, asked: Collection[str] = ()) -> Told:
         """The story of all that is held, with every host there has been."""
-        story = Story(self.limits, True, Elsewhere(list(self._ends_before), set(self._claims_before)), self._dns.begin(()))
+        self._wake(self._webs.sightings())
+        story = Story(self.limits, True, Elsewhere(list(self._known.ends()), set(self._claims_before)), self._dns.begin(()))
         self._introduce_before(story)
-        for event in chain(self._ended.values(), self._webs.sightings(), self._mailbox, self._tries):
+        self._feed_sessions(story, ())
+        for event in chain(self._webs.sightings(), self._mailbox, self._tries):
             story.feed(event)
         told = story.finish(asked)
         told.first = replace(told.first, messages=list(told.messages), hops=list(told.hops))
-        hosts, before = told.hosts, self._hosts_before
-        if before:
-            told.hosts = Rows(lambda: iter(_merged(before, hosts)))
+        if len(self._known):
+            hosts = list(told.hosts)
+            told.hosts = Rows(lambda: self._known.merged_with(hosts))
         return told
 
     def finish(self, asked: Collection[str] = (), each: Each = alone) -> Told:
-        """Nothing more will come: the story of what is still held; what was dropped on the way is counted."""
+        """Nothing more will come: the story of what is still held; what was dropped on the way is counted.
+
+        Where much rests it has been told: its rows are `resting_rows`.
+        """
+        if self.held <= self.limits.story_sightings:
+            self._take_back(self._rest.numbers())
         told = self.tell(asked)
         self.last_messages = list(told.messages)
         for name, count in sorted(self._lost.items()):
@@ -163,8 +186,13 @@ class Ledger(Story):
         return told
 
     def _introduce_before(self, story: Story) -> None:
-        for ip, host in self._hosts_before.items():
-            story.hosts.of(ip).call(host.names)
+        for one in self._known:
+            for ip in one.host.ips:
+                story.hosts.of(ip).call(one.host.names)
+
+    def _wake(self, sightings: Iterable[Sighting]) -> None:
+        """Have those hosts in memory that a telling may speak of."""
+        self._known.wake(*mentioned(list(sightings), self._ended.values()))
 
     # told in part
 
@@ -190,15 +218,13 @@ class Ledger(Story):
         messages: Counter[str] = Counter()
         for one in chain.from_iterable(web.told for web in others):
             evidence.update(one.evidence)
-            messages.update(one.ips)
+            messages.update(one.ips())
+        self._wake(s for web in changed for s in web.sightings)
+        self._known.wake(messages)
         elsewhere = replace(self._elsewhere(others), evidence=evidence, messages=messages)
         story = Story(self.limits, True, elsewhere, self._dns.begin(self._holder))
         self._introduce_before(story)
-        for ended in self._ended.values():
-            if id(ended.info) in self._holder:
-                story.hosts.session(ended.info)
-            else:
-                story.feed(ended)
+        self._feed_sessions(story, self._holder)
         for event in chain(self._mailbox, self._tries):
             if id(event) not in self._holder:
                 story.feed(event)
@@ -206,11 +232,25 @@ class Ledger(Story):
             for s in web.sightings:
                 story.feed(s)
         told = story.finish()
+        told.first = Part(**{table: list(getattr(told, table)) for table in BY_MESSAGE})
         self._learn(told)
         for web in changed:
             web.changed = False
-        told.hosts = list(_joined_with(self._hosts_before, told.hosts))
+        told.hosts = list(self._known.joined_with(told.hosts))
         return told
+
+    def _feed_sessions(self, story: Story, held: Container[int]) -> None:
+        """All sessions that have ended; of those in `held`, by id, only what they tell of hosts."""
+        for session_id, info in self._ended.items():
+            free = id(info) not in held
+            if session_id in self._counted:
+                story.hosts.introduce(info)
+                if free and (info.visibility == "opaque" or (not info.messages and info.protocol in ("smtp", "lmtp"))):
+                    story.lend(info)
+            elif free:
+                story.session(info)
+            else:
+                story.hosts.session(info)
 
     def let_go(self, told: Told) -> None:
         """Its rows have been taken."""
@@ -237,10 +277,7 @@ class Ledger(Story):
                 self._hold(item.event, one)
             for step in trace.steps or ():
                 self._hold(step.event, one)
-            machines = {
-                id(m): m for leg in trace.legs if leg.session is not None for m in (leg.client, leg.server) if m is not None
-            }
-            one.ips = tuple(machine.ips[0] for machine in machines.values())
+            one.machines = tuple((machine.ips, machine.names) for machine in _machines_of(trace))
         for leg, machine, held in told.evidence:
             if leg.trace is not None:
                 evidence = opened[leg.trace.id].evidence
@@ -250,6 +287,17 @@ class Ledger(Story):
             if hop.server_role is not None and hop.basis == "observed":
                 opened[hop.trace_id].waits.append((hop.server_role, hop.accept_s, hop.queue_s))
         self._dns.learn(told)
+        rows: dict[str, list[tuple[str, Any]]] = {name: [] for name in opened}
+        for table in BY_MESSAGE:
+            for row in getattr(told, table):
+                rows[row.trace_id].append((table, row))
+        of_session = {s.session.session_id: name for name, one in opened.items() for s in one.sightings}
+        for anomaly in told.anomalies:
+            owner = anomaly.trace_id or of_session.get(anomaly.session_id or "")
+            if owner in rows:
+                rows[owner].append(("anomalies", anomaly))
+        for name, mine in rows.items():
+            opened[name].keep(mine)
 
     def _hold(self, event: object, one: Open) -> None:
         one.events.append(event)
@@ -265,15 +313,41 @@ class Ledger(Story):
                         self._dns.free(event)
 
     def _elsewhere(self, webs: Iterable[Web]) -> Elsewhere:
-        ends = set(self._ends_before)
+        ends = set(self._known.ends())
         claims = set(self._claims_before)
         for web in webs:
             ends |= web.ends
             claims |= web.claims
         return Elsewhere(ends, claims)
 
+    def _take_back(self, numbers: Iterable[int]) -> None:
+        """Wake webs that rest: something has come that may be about them."""
+        for number in numbers:
+            back = self._rest.take(number, self._digester.trails, self._session_of)
+            self._known.subtract(back.evidence, back.messages)
+            for s in back.sightings:
+                self._webs.add(s)
+            lookups = [event for event in back.events if isinstance(event, Transaction)]
+            if lookups:
+                self.lookups.extendleft(lookups)
+                self._dns.feed(lookups, again=True)
+            for event in back.events:
+                if isinstance(event, MailboxEvent):
+                    self._mailbox.append(event)
+                elif isinstance(event, Attempt):
+                    self._tries.append(event)
+
+    def _session_of(self, info: SessionInfo) -> SessionInfo:
+        """The object that stands for a session taken back."""
+        session_id = info.session_id
+        known = self._ended.get(session_id) or self._going_on.get(session_id)
+        if known is None:
+            known = self._ended[session_id] = info
+            self._counted.add(session_id)
+        return known
+
     def _touched(self) -> Iterator[Web]:
-        """Webs told before that what has come since may be about."""
+        """Webs told before that what has come since may be about; of those that rest, they are taken back."""
         notices: dict[str, list[int]] = {}
         names: set[tuple[object, ...]] = set()
         opaque: dict[int, list[tuple[int, int]]] = {}
@@ -283,10 +357,12 @@ class Ledger(Story):
             if isinstance(event, Sighting):
                 asking.setdefault(event.session.client_ip, []).append(event.session.connection.ts)
             elif isinstance(event, MailboxEvent):
-                web = self._webs.about(event.message_id) if event.message_id is not None else None
-                if web is not None:
-                    yield web
-                names.update(_names(event))
+                if event.message_id is not None:
+                    self._take_back(self._rest.about(event.message_id))
+                    web = self._webs.about(event.message_id)
+                    if web is not None:
+                        yield web
+                names.update(names_of(event))
                 if event.event == "notified":
                     notices.setdefault(event.session.server_ip, []).append(event.ts)
             elif isinstance(event, Attempt):
@@ -299,11 +375,13 @@ class Ledger(Story):
         yield from self._contested(asking)
         if not (names or notices or opaque or tries):
             return
+        if len(self._rest):
+            self._take_back({*self._rest.named(names), *self._rest.held_by(tries), *self._rest.passed_by(opaque)})
         for web in self._webs:
             if web.changed:
                 continue
             if (
-                (names and any(not names.isdisjoint(_names(s)) for s in web.sightings if s.kind != "transaction"))
+                (names and any(not names.isdisjoint(names_of(s)) for s in web.sightings if s.kind != "transaction"))
                 or (notices and any(_may_be_noticed(s, notices) for s in web.sightings))
                 or (tries and any(_has_part(s, tries) for s in web.sightings) and not _all_decided(web))
                 or (opaque and _passed_in(web, opaque))
@@ -323,34 +401,64 @@ class Ledger(Story):
     # what is open
 
     def open_messages(self) -> Iterator[Message]:
-        """Rows of the messages that are not over, as of the last telling."""
+        """Rows of the messages that are not over and do not rest, as of the last telling."""
         return (one.message for web in self._webs for one in web.told)
+
+    def resting_messages(self) -> Iterator[Message]:
+        """Rows of the first messages that rest while their fate is not known."""
+        return self._rest.undecided()
+
+    @property
+    def resting_outcomes(self) -> Counter[str]:
+        """Messages that rest, by outcome."""
+        return self._rest.outcomes
+
+    def resting_rows(self) -> Iterator[tuple[str, Any]]:
+        """(table, row) of all messages that rest, as they would leave."""
+        return self._rest.all_rows()
+
+    def traces(self) -> Any:
+        """Hashes of the ids of all messages that are not over, as a numpy column."""
+        awake = np.array([hash(message.trace_id) for message in self.open_messages()], np.int64)
+        return np.concatenate((awake, self._rest.traces()))
 
     def waits(self) -> Iterator[tuple[str, float | None, float | None]]:
         """Server's role, accept_s and queue_s of their hops."""
         return (wait for web in self._webs for one in web.told for wait in one.waits)
 
-    def hosts_before(self) -> set[str]:
-        """Ids of hosts that had part in finished messages."""
-        return {host.host_id for host in self._hosts_before.values()}
+    def hosts_before(self) -> Any:
+        """Hashes of the ids of hosts that had part in finished messages, as a numpy column."""
+        return self._known.ids()
 
-    def dns_rows(self) -> list[Transaction]:
-        """Rows of the lookups that are not finished, as of the last telling."""
-        return [self._dns.row(t) for t in self.lookups]
+    def dns_rows(self) -> list[tuple[str, list[Transaction]]]:
+        """Rows of the lookups that are not finished, as of the last telling; and those newly at rest, by message."""
+        rested, self._rested_dns = self._rested_dns, []
+        return [("", [self._dns.row(t) for t in self.lookups]), *rested]
+
+    def dns_resting(self) -> Any:
+        """Whose rows stay where they are, as `traces`."""
+        return self._rest.traces()
 
     # out
 
     def settle(self, now: int) -> Iterator[tuple[str, Any]]:
         """(table, row) of what is over at `now` (capture time); it is forgotten.  To be read to its end.
 
-        What came since the last `retell` stays.
+        What came since the last `retell` stays.  Messages that have been silent for a while are put to rest.
         """
-        over, early = self._over(now)
         self._let_go_old(now)
-        if early:
-            last = max((one.message.ts_last or 0 for one in over), default=None)
-            detail = f"{early:,} messages; a later hop or retrieval of theirs is told as another message"
+        self._rested_dns = []
+        for some in _slices(self._silent(now), max(self.limits.story_part // _REST_PART, 1)):
+            self._put_to_rest(some)
+        over, early = self._over(now)
+        over_resting, crowded = self._over_resting(now)
+        if early or crowded:
+            last = max((one.message.ts_last or 0 for one in over), default=now)
+            detail = f"{early + crowded:,} messages; a later hop or retrieval of theirs is told as another message"
             yield "anomalies", Anomaly(last, "", None, None, "traces_finished_early", detail, None)
+        for number in over_resting:
+            yield from self._rest.rows(number)
+            self._rest.drop(number)
         for some in _slices(over, self.limits.story_part):
             yield from self._last_told(some)
         lookups = self._old_lookups(now)
@@ -363,42 +471,49 @@ class Ledger(Story):
             self._held_trails = len(self._digester)
 
     def _last_told(self, over: list[Open]) -> Iterator[tuple[str, Any]]:
-        """Rows of messages that are over, told for the last time and with nothing but what is theirs."""
-        leaving = [s for one in over for s in one.sightings]
-        events = {id(event): event for one in over for event in one.events if self._holder.get(id(event)) is one}
-        gone = set(map(id, leaving))
-        elsewhere = self._elsewhere(web for web in self._webs if gone.isdisjoint(map(id, web.sightings)))
-        touched = {id(one.web): one.web for one in over}.values()
-        others = ends_of_all(s for web in touched for s in web.sightings if id(s) not in gone)
-        elsewhere = replace(elsewhere, ends={*elsewhere.ends, *others})
-        story = Story(self.limits, True, elsewhere, self._dns.begin(events, only=True))
-        self._introduce_before(story)
-        for ended in self._ended.values():
-            story.hosts.introduce(ended.info)
-        for event in events.values():
-            if isinstance(event, SessionInfo):
-                story.lend(event)
-            elif not isinstance(event, Transaction):
-                story.feed(event)
-        for s in leaving:
-            story.feed(s)
-        told = story.finish()
-        self._dns.bind(told)
-        for table in BY_MESSAGE:
-            for row in getattr(told, table):
-                yield table, row
-        for row in told.anomalies:
-            if row.trace_id is not None or row.session_id is not None:
-                yield "anomalies", row
-        lookups = [event for event in events.values() if isinstance(event, Transaction)]
-        for t in lookups:
-            yield "dns", self._dns.row(t)
-        self._remember(_of_mail(host) for host in told.hosts if host.messages)
-        self.let_go(told)
+        """Rows of messages that are over; they are forgotten."""
+        for one in over:
+            yield from self._rows_of(one)
+        self._let_go_of(over)
+
+    def _put_to_rest(self, over: list[Open]) -> None:
+        """Put webs out of the way."""
+        webs = {one.web.number: one.web for one in over}
+        resting = []
+        for web in webs.values():
+            mine = Resting(list(web.sightings))
+            for one in web.told:
+                mine.events += self._its_own(one)
+                mine.evidence.update(one.evidence)
+                mine.messages.update(one.ips())
+                mine.rows += self._rows_of(one)
+            resting.append((web, mine, _all_decided(web)))
+            lookups = [row for table, row in mine.rows if table == "dns"]
+            if lookups:
+                self._rested_dns.append((web.told[0].message.trace_id, lookups))
+        self._rest.put(resting)
+        self._let_go_of(over)
+
+    def _its_own(self, one: Open) -> list[Any]:
+        """What a message was told with and no other has taken since."""
+        return [event for event in one.events if self._holder.get(id(event)) is one]
+
+    def _rows_of(self, one: Open) -> Iterator[tuple[str, Any]]:
+        """Rows of a message as it was told last."""
+        yield from one.rows()
+        for event in self._its_own(one):
+            if isinstance(event, Transaction):
+                yield "dns", self._dns.row(event)
+
+    def _let_go_of(self, over: list[Open]) -> None:
+        """Their rows have been taken: forget them, but for what they say of hosts."""
+        events = {id(event): event for one in over for event in self._its_own(one)}
+        self._known.add(hosts_of(over))
         self._mailbox = deque(event for event in self._mailbox if id(event) not in events)
         self._tries = deque(event for event in self._tries if id(event) not in events)
         self._carried_by.update(event.session_id for event in events.values() if isinstance(event, SessionInfo))
-        self._forget(over, leaving)
+        lookups = [event for event in events.values() if isinstance(event, Transaction)]
+        self._forget(over)
         self._forget_lookups(lookups)
 
     def _settle_hosts(self, now: int) -> Iterator[tuple[str, Any]]:
@@ -406,45 +521,78 @@ class Ledger(Story):
         hosts = Hosts(self.limits)
         for info in self._old_sessions(now):
             hosts.session(info)
-        self._remember(hosts.rows())
-        gone = self._too_many_hosts()
+        self._known.add(hosts.rows())
+        gone = self._known.settle()
         for host in gone:
             yield "hosts", host
         if gone:
             detail = f"{len(gone):,} hosts; should they come back, they have another row"
             yield "anomalies", Anomaly(now, "", None, None, "hosts_finished_early", detail, None)
 
+    def _silent(self, now: int) -> list[Open]:
+        """Messages to be put to rest: silent for a while, or the longest silent where many are awake."""
+        limits = self.limits
+        patience = min(limits.live_awake_idle, limits.live_decided_idle, limits.queue_lifetime)
+        chosen: list[Web] = []
+        others: list[tuple[int, int, Web]] = []
+        for web in self._webs:
+            if not web.changed and len(web.sightings) <= _WEB:
+                silent = min(now - _last(one) for one in web.told)
+                if silent > patience:
+                    chosen.append(web)
+                else:
+                    others.append((-silent, web.number, web))
+        most, most_octets = min(limits.live_awake, limits.live_traces), limits.live_held_bytes
+        count = self._webs.count - sum(len(web.sightings) for web in chosen)
+        octets = self._webs.octets - sum(web.octets for web in chosen)
+        if count > most or octets > most_octets:
+            for *_, web in sorted(others, key=lambda item: item[:2]):
+                if count <= most // _LEFT and octets <= most_octets // _LEFT:
+                    break
+                count -= len(web.sightings)
+                octets -= web.octets
+                chosen.append(web)
+        return [one for web in chosen for one in web.told]
+
+    def _over_resting(self, now: int) -> tuple[list[int], int]:
+        """Webs that rest and are finished; and how many messages of them only because too much is held."""
+        limits, rest = self.limits, self._rest
+        over = rest.over(now)
+        crossings = rest.count - limits.live_traces
+        octets = rest.octets - limits.live_resting_bytes
+        if crossings <= 0 and octets <= 0:
+            return over, 0
+        spare = (limits.live_traces // _RESTED, limits.live_resting_bytes // _RESTED)
+        early = [n for n in rest.longest_silent(crossings + spare[0], octets + spare[1]) if n not in set(over)]
+        return over + early, sum(map(rest.messages, early))
+
     def _over(self, now: int) -> tuple[list[Open], int]:
-        """Messages that are finished, and how many of them only because too much is held."""
+        """Messages of large webs that are finished, and how many of them only because too much is held."""
         limits = self.limits
         over: list[Open] = []
-        waiting: list[tuple[bool, int, str, list[Open]]] = []
+        waiting: list[tuple[bool, int, str, Open]] = []
         for web in self._webs:
-            if web.changed:
+            if web.changed or len(web.sightings) <= _WEB:
                 continue
-            for unit in [web.told] if len(web.sightings) <= _WEB else [[one] for one in web.told]:
-                idle, decided = [], True
-                for one in unit:
-                    known = one.message.outcome in DECIDED
-                    silent = now - (one.message.ts_last or one.message.ts_first or now)
-                    idle.append(silent - (limits.live_decided_idle if known else limits.queue_lifetime))
-                    decided &= known
-                if all(beyond > 0 for beyond in idle):
-                    over += unit
+            for one in web.told:
+                decided = one.message.outcome in DECIDED
+                silent = now - _last(one)
+                if silent > (limits.live_decided_idle if decided else limits.queue_lifetime):
+                    over.append(one)
                 else:
-                    silent = min(now - (one.message.ts_last or one.message.ts_first or now) for one in unit)
-                    waiting.append((not decided, -silent, unit[0].message.trace_id, unit))
+                    waiting.append((not decided, -silent, one.message.trace_id, one))
+        most = min(limits.live_awake, limits.live_traces)
         count = self._webs.count - sum(len(one.sightings) for one in over)
         octets = self._webs.octets - sum(octets_of(one.sightings) for one in over)
         early = 0
-        if count > limits.live_traces or octets > limits.live_held_bytes:
-            for *_, unit in sorted(waiting, key=lambda item: item[:3]):
-                if count <= limits.live_traces // _LEFT and octets <= limits.live_held_bytes // _LEFT:
+        if count > most or octets > limits.live_held_bytes:
+            for *_, one in sorted(waiting, key=lambda item: item[:3]):
+                if count <= most // _LEFT and octets <= limits.live_held_bytes // _LEFT:
                     break
-                count -= sum(len(one.sightings) for one in unit)
-                octets -= sum(octets_of(one.sightings) for one in unit)
-                over += unit
-                early += len(unit)
+                count -= len(one.sightings)
+                octets -= octets_of(one.sightings)
+                over.append(one)
+                early += 1
         return over, early
 
     def _old_lookups(self, now: int) -> list[Transaction]:
@@ -471,14 +619,19 @@ class Ledger(Story):
         """Take out sessions that no open message needs and none will need."""
         needed = {s.session.session_id for s in self._webs.sightings()}
         ended, age = self._ended, self.limits.live_decided_idle
-        excess = len(ended) - len(needed) - self.limits.idle_connections
+        excess = len(ended) - len(needed) - self.limits.live_idle_sessions
         sessions: list[SessionInfo] = []
         for session_id in [session_id for session_id in ended if session_id not in needed]:
-            info = ended[session_id].info
-            free = id(info) not in self._holder and (now - info.connection.ts_last > age or excess > 0)
+            info = ended[session_id]
+            patience = age if info.visibility == "opaque" else min(age, self.limits.live_attempt_age)
+            free = id(info) not in self._holder and (now - info.connection.ts_last > patience or excess > 0)
             if free or session_id in self._carried_by or (info.messages and info.visibility != "opaque"):
-                sessions.append(ended.pop(session_id).info)
+                del ended[session_id]
                 excess -= 1
+                if session_id in self._counted:
+                    self._counted.discard(session_id)
+                else:
+                    sessions.append(info)
         self._carried_by.clear()
         return sessions
 
@@ -486,10 +639,10 @@ class Ledger(Story):
         """Mailbox events and attempts that are old and of no open message."""
         age, holder = self.limits.live_decided_idle, self._holder
         self._mailbox = deque(e for e in self._mailbox if now - e.ts <= age or id(e) in holder)
+        age = min(age, self.limits.live_attempt_age)
         self._tries = deque(e for e in self._tries if now - e.ts <= age or id(e) in holder)
 
-    def _forget(self, over: list[Open], leaving: list[Sighting]) -> None:
-        limits = self.limits
+    def _forget(self, over: list[Open]) -> None:
         self._release(over)
         of_web: dict[int, tuple[Web, list[Sighting]]] = {}
         for one in over:
@@ -503,33 +656,8 @@ class Ledger(Story):
                 one.web.told.append(one)
                 one.web.ends |= ends_of_all(one.sightings)
                 one.web.changed = False
-            _keep_latest(self._claims_before, web.claims, limits.live_hosts)
-        _keep_latest(self._ends_before, ends_of_all(leaving), limits.live_hosts)
-
-    def _remember(self, hosts: Iterable[Host]) -> None:
-        """Add hosts to those of before."""
-        before = self._hosts_before
-        for host in _joined_with(before, hosts):
-            kept = host._replace(evidence=list(map(self._share, host.evidence)))
-            for ip in host.ips:
-                before[ip] = kept
-
-    def _too_many_hosts(self) -> list[Host]:
-        """Take out the longest silent of too many hosts."""
-        before, most = self._hosts_before, self.limits.live_hosts
-        if len(before) <= most:
-            return []
-        rows = list({id(host): host for host in before.values()}.values())
-        rows.sort(key=lambda host: (host.ts_last or 0, host.host_id))
-        gone = rows[: len(rows) - most + most // _LEFT]
-        for host in gone:
-            for ip in host.ips:
-                before.pop(ip, None)
-        return gone
-
-    def _share(self, item: dict[str, Any]) -> dict[str, Any]:
-        key = (item["role"], item["rule"], item["count"])
-        return self._shared.setdefault(key, item) if item["count"] <= _FEW else item
+            _keep_latest(self._claims_before, web.claims, self.limits.live_claims)
+        self._known.pass_on(ends_of_all(s for one in over for s in one.sightings))
 
 
 class _Dns:
@@ -546,15 +674,20 @@ class _Dns:
         self.fresh = False
         """There are some that no telling has seen."""
 
-    def feed(self, lookups: Iterable[Transaction]) -> None:
-        """Some more."""
+    def feed(self, lookups: Iterable[Transaction], again: bool = False) -> None:
+        """Some more, or some that were here before."""
         self.fresh = True
+        if again:
+            self._lookups.flush()
+            asked, self._lookups.asked = self._lookups.asked, {}
         self._rows += self._lookups.feed(lookups)
+        if again:
+            self._lookups.flush()
+            self._lookups.asked = asked  # each was counted when it came
 
-    def begin(self, held: Container[int], only: bool = False) -> Lookups:
-        """They are to be bound: those whose ids are not in `held`; with `only`, none but those."""
-        elsewhere = {row for row, t in enumerate(self._rows) if t is None or (id(t) in held) is not only}
-        self._lookups.begin(elsewhere)
+    def begin(self, held: Container[int]) -> Lookups:
+        """They are to be bound: those whose ids are not in `held`."""
+        self._lookups.begin({row for row, t in enumerate(self._rows) if t is None or id(t) in held})
         return self._lookups
 
     def at(self, row: int) -> Transaction | None:
@@ -622,16 +755,15 @@ def _keep_latest(where: dict[Any, None], new: Iterable[Any], most: int) -> None:
             del where[item]
 
 
-def _names(one: MailboxEvent | Sighting) -> Iterator[tuple[object, ...]]:
-    """What a message in a mailbox is known by."""
-    session = one.session
-    owner = (session.server_ip, session.auth_user.lower() if session.auth_user else session.session_id)
-    if one.uid is not None:
-        yield (*owner, one.mailbox, one.uidvalidity, one.uid)
-    if one.uidl is not None:
-        yield (*owner, one.uidl)
-    if one.number is not None:
-        yield (session.session_id, one.mailbox, one.number)
+def _machines_of(trace: Trace) -> Iterable[Machine]:
+    """Machines that had part in a message."""
+    ends = (m for leg in trace.legs if leg.session is not None for m in (leg.client, leg.server) if m is not None)
+    return {id(machine): machine for machine in ends}.values()
+
+
+def _last(one: Open) -> int:
+    """When something was last seen of a message."""
+    return one.message.ts_last or one.message.ts_first or 0
 
 
 def _may_be_noticed(s: Sighting, notices: dict[str, list[int]]) -> bool:
@@ -665,68 +797,3 @@ def _passed_in(web: Web, opaque: dict[int, list[tuple[int, int]]]) -> bool:
             if any(first <= field.ts <= last for first, last in spans):
                 return True
     return False
-
-
-def _of_mail(host: Host) -> Host:
-    """A host without what it is as a name server: that is counted over the whole capture."""
-    return host._replace(
-        roles=[role for role in host.roles if role not in _NAME_SERVERS],
-        evidence=[item for item in host.evidence if item["role"] not in _NAME_SERVERS],
-    )
-
-
-_NAME_SERVERS = ("resolver", "authoritative")
-
-
-def _joined_with(before: dict[str, Host], hosts: Iterable[Host]) -> Iterator[Host]:
-    """Hosts, each with what was known of it before."""
-    for host in hosts:
-        mine = host
-        for old in {id(before[ip]): before[ip] for ip in host.ips if ip in before}.values():
-            mine = _joined(old, mine)
-        yield mine
-
-
-def _merged(before: dict[str, Host], hosts: Iterable[Host]) -> list[Host]:
-    """Hosts of before and of now, those with a common address being one."""
-    by_ip = dict(before)
-    for host in hosts:
-        mine = host
-        for old in {id(by_ip[ip]): by_ip[ip] for ip in host.ips if ip in by_ip}.values():
-            mine = _joined(old, mine)
-        for ip in mine.ips:
-            by_ip[ip] = mine
-    return list({id(host): host for host in by_ip.values()}.values())
-
-
-def _joined(a: Host, b: Host) -> Host:
-    counts: Counter[tuple[str, str]] = Counter()
-    for item in chain(a.evidence, b.evidence):
-        counts[item["role"], item["rule"]] += item["count"]
-    ips = sorted({*a.ips, *b.ips}, key=_address_place)
-    times: Iterator[tuple[Callable[..., int], list[int]]] = iter(
-        (
-            (min, [t for t in (a.ts_first, b.ts_first) if t is not None]),
-            (max, [t for t in (a.ts_last, b.ts_last) if t is not None]),
-        )
-    )
-    first, last = (choose(known) if known else None for choose, known in times)
-    return Host(
-        host_id=a.host_id if ips[0] == min(a.ips, key=_address_place) else b.host_id,
-        ips=ips,
-        names=sorted({*a.names, *b.names})[:_NAMES],
-        roles=[role for role in ROLES if role in a.roles or role in b.roles],
-        evidence=[
-            {"role": role, "rule": rule, "count": count}
-            for (role, rule), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        ],
-        software=a.software or b.software,
-        ts_first=first,
-        ts_last=last,
-        sessions=a.sessions + b.sessions,
-        messages=a.messages + b.messages,
-    )
-
-
-def _address_place(ip: str) -> tuple[bool, str]:
-    return (":" in ip, ip)

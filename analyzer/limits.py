@@ -190,24 +190,47 @@ class Limits:
     live_decided_idle: int = 600_000_000_000
     """Silence after which a message whose fate is known (delivered, rejected, bounced) is finished: its rows are written
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
-    live_traces: int = 10_000
-    """Crossings of open messages held: beyond, the longest silent are finished (decided ones first), `traces_finished_early`."""
+    live_awake_idle: int = 35_000_000_000
+    """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
+    live_awake: int = 4_000
+    """Crossings of messages in memory: beyond, the longest silent rest."""
     live_held_bytes: int = 64 << 20
-    """Octets of header fields and reports of open messages: beyond, as `live_traces`."""
-    live_lookups: int = 50_000
-    """DNS rows held for messages that may still need them: beyond, the oldest are written as they are."""
+    """Octets of their header fields and reports: beyond, as `live_awake`."""
+    live_traces: int = 10_000
+    """Crossings of messages that rest (some 250 octets each in memory): beyond, the longest silent are finished (decided ones
+    first), `traces_finished_early`."""
+    live_resting_bytes: int = 1 << 30
+    """Octets of header fields and reports of messages that rest: beyond, as `live_traces`."""
+    live_lookups: int = 5_000
+    """DNS rows held (some 1.3 KB each) for messages that may still need them: beyond, the oldest are written as they are, and
+    what they answered is forgotten."""
+    live_dns_answered: int = 2_000
+    """Datagrams for which an answer is remembered in a live capture, as `dns_answered`."""
+    live_dns_memo: int = 2_000
+    """Decoded DNS messages remembered in a live capture, as `dns_memo`."""
+    live_starttls_sessions: int = 10_000
+    """Sessions compared in a live capture, as `starttls_sessions`."""
     live_lookup_age: int = 3_600_000_000_000
     """Age at which a DNS row is written and forgotten unless an open message uses it."""
-    live_mailbox_events: int = 100_000
+    live_idle_sessions: int = 5_000
+    """Sessions without a message, and failed connections, kept for the message they were made for: beyond, the oldest are let go,
+    `attempts_dropped`."""
+    live_attempt_age: int = 240_000_000_000
+    """Age at which a failed connection, or a session in clear without a message, is no longer kept for the message it was for."""
+    live_mailbox_events: int = 5_000
     """Mailbox events held for the messages they are about: beyond, the oldest are not told, `mailbox_events_dropped`."""
-    live_hosts: int = 20_000
-    """Addresses of hosts of finished messages remembered for the hosts table: beyond, the rows of the longest silent are
-    finished, `hosts_finished_early`; and as many pairs of hosts that passed mail on, by which roles are known."""
-    live_connections: int = 100_000
+    live_hosts: int = 50_000
+    """Addresses of hosts of finished messages and sessions remembered for the hosts table (some 100 octets each in memory):
+    beyond, the rows of the longest silent are finished, `hosts_finished_early`."""
+    live_hosts_awake: int = 2_000
+    """Those of them in memory (some 2 KB each): the others are on disk until something comes of their address or name."""
+    live_claims: int = 1_000
+    """Hand-overs by LMTP of which trace fields of finished messages tell, by which roles are known: the oldest are forgotten."""
+    live_connections: int = 20_000
     """Flows remembered in a live capture, as `connections`."""
     live_open_connections: int = 20_000
     """Connections followed at once in a live capture, as `open_connections`."""
-    live_spool_rows: int = 2_000
+    live_spool_rows: int = 500
     """Rows of one table held in memory in a live capture, as `spool_rows`."""
     live_share: float = 0.1
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""

@@ -55,8 +55,10 @@ _START = 10.0
 """Seconds for a capture to begin."""
 _SWEEP = 50
 """Tellings after which all garbage is looked for, not only that of the last telling."""
-_SETTLE = 10.0
-"""Seconds between two looks at what is over, at least, unless much is held."""
+_SETTLE = 5_000_000_000
+"""Time between two looks at what is over, at least, unless much is held: capture time."""
+_SPARE = 1000
+"""So many more fates than messages are remembered, before they are weeded out."""
 _LATEST = 200
 """Hops kept for the watch screen."""
 _MANY = 200_000
@@ -134,7 +136,9 @@ class Standing:
     made: float = field(default_factory=time.monotonic)
     """When, on the machine's clock: what is in flight grows older while no packet comes."""
     messages: list[Message] = field(default_factory=list)
-    """Not decided yet, the oldest first."""
+    """Not decided yet, the oldest first; of those that rest only the first."""
+    in_flight: int = 0
+    """All that are not decided yet."""
     outcomes: Counter[str] = field(default_factory=Counter)
     """Open messages, decided ones included, by outcome."""
     latency: dict[str, tuple[int, float | None, float | None]] = field(default_factory=dict)
@@ -197,6 +201,9 @@ class Live:
             connections=min(limits.connections, limits.live_connections),
             open_connections=min(limits.open_connections, limits.live_open_connections),
             spool_rows=min(limits.spool_rows, limits.live_spool_rows),
+            dns_answered=min(limits.dns_answered, limits.live_dns_answered),
+            dns_memo=min(limits.dns_memo, limits.live_dns_memo),
+            starttls_sessions=min(limits.starttls_sessions, limits.live_starttls_sessions),
         )
         self.counts = Counts()
         self.standing = Standing()
@@ -214,10 +221,12 @@ class Live:
         self._hops: list[MessageCarried] = []
         self._ids: set[str] = set()
         self._numbered = self._tellings = 0
-        self._fates: dict[str, str] = {}
+        self._fates: dict[int, str] = {}
+        """Fates that have been told, by the hash of the message's id."""
         self._now = 0
         self._stopping = self._rotate = False
-        self._next_telling = self._next_settling = 0.0
+        self._next_telling = 0.0
+        self._next_settling = 0
         self._file: CaptureFile | None = None
         self._file_lock = threading.Lock()
         self._parts: Parts | None = None
@@ -317,6 +326,8 @@ class Live:
 
     def work(self) -> Result:
         """Analyze until the capture ends; then write everything.  Raises what made that impossible."""
+        if self.collect:
+            _give_back()
         try:
             while not self._backlog.done:
                 batch = self._backlog.get(_TICK)
@@ -460,9 +471,9 @@ class Live:
             if self._parts is not None:
                 self._show_open(self._parts, told)
             ledger.let_go(told)
-        if ledger.pressing or time.monotonic() >= self._next_settling:
+        if ledger.pressing or self._now >= self._next_settling:
             self._settle()
-            self._next_settling = time.monotonic() + _SETTLE
+            self._next_settling = self._now + _SETTLE
 
     def _settle(self) -> None:
         """Rows of what is over."""
@@ -494,37 +505,43 @@ class Live:
 
     def _finished(self, message: Message) -> None:
         self.counts.messages[message.outcome] += 1
-        if self._fates.pop(message.trace_id, None) != message.outcome and self._on_message is not None:
+        if self._fates.pop(hash(message.trace_id), None) != message.outcome and self._on_message is not None:
             self._on_message(message)
 
     def _stand(self) -> None:
         """What the watch screen shows, and fates that have just become known."""
-        messages = list(self._ledger.open_messages())
-        held = {message.trace_id for message in messages}
-        for trace_id in [t for t in self._fates if t not in held]:
-            del self._fates[trace_id]
-        for message in messages:
-            if message.outcome in DECIDED and self._fates.get(message.trace_id) != message.outcome:
-                self._fates[message.trace_id] = message.outcome
+        ledger = self._ledger
+        outcomes = ledger.resting_outcomes.copy()
+        waiting: list[Message] = list(ledger.resting_messages())
+        for message in ledger.open_messages():
+            outcomes[message.outcome] += 1
+            if message.outcome not in DECIDED:
+                waiting.append(message)
+            elif self._fates.get(hash(message.trace_id)) != message.outcome:
+                self._fates[hash(message.trace_id)] = message.outcome
                 if self._on_message is not None:
                     self._on_message(message)
+        if len(self._fates) > 2 * outcomes.total() + _SPARE:
+            held = set(ledger.traces().tolist())
+            self._fates = {key: outcome for key, outcome in self._fates.items() if key in held}
         self.standing = Standing(
             self._now,
             time.monotonic(),
-            [m for m in messages if m.outcome not in DECIDED],
-            Counter(m.outcome for m in messages),
-            _latency(self._ledger.waits()) if self._on_tick is not None or self.plan.keep else {},
+            waiting,
+            sum(count for outcome, count in outcomes.items() if outcome not in DECIDED),
+            outcomes,
+            _latency(ledger.waits()) if self._on_tick is not None or self.plan.keep else {},
         )
 
     def _show_open(self, parts: Parts, told: Told | None) -> None:
         """Show what was told anew, and no longer what is over."""
-        held = {message.trace_id for message in self._ledger.open_messages()}
+        held = self._ledger.traces()
         for table in BY_MESSAGE:
             rows = getattr(told, table) if told is not None else ()
             parts.show_open(table, groupby(rows, attrgetter("trace_id")), held)
         hosts = told.hosts if told is not None else ()
         parts.show_open("hosts", ((host.host_id, [host]) for host in hosts), self._ledger.hosts_before())
-        parts.show_open("dns", [("", self._ledger.dns_rows())])
+        parts.show_open("dns", self._ledger.dns_rows(), self._ledger.dns_resting())
 
     def _turn(self) -> None:
         """A new capture file; the rows finished so far become tables of their own."""
@@ -560,9 +577,10 @@ class Live:
             self._losses()
             told = self._pipeline.finish([self.info])
             self._show_hops()
-            self._result = Result(told, [self.info])
             for message in self._ledger.last_messages:
                 self._finished(message)
+            self._rested()
+            self._result = Result(told, [self.info])
             self.standing = Standing(self._now, latency=_latency(map(_waits, told.rows("hops"))) if self.plan.keep else {})
             self._over = time.monotonic()
         with self._file_lock:
@@ -573,6 +591,13 @@ class Live:
             export(self._result.tables, self.plan.directory, self.plan.formats)
             self._parts.remove()
         return self._result
+
+    def _rested(self) -> None:
+        """Rows of what still rests at the end."""
+        for table, row in self._ledger.resting_rows():
+            self._sink.put(table, row)
+            if table == "messages":
+                self._finished(row)
 
     def _losses(self) -> None:
         assert self._feed is not None
@@ -596,6 +621,8 @@ class Live:
             tables = Tables(self.limits)
             for name in TABLES:
                 tables.extend(name, self._sink.rows(name))
+            for name, row in self._ledger.resting_rows():
+                tables.add(name, row)
             told = self._ledger.tell()
             for name in (*BY_MESSAGE, "hosts", "anomalies"):
                 tables.extend(name, getattr(told, name))
@@ -609,11 +636,11 @@ class Live:
         counts, standing = self.counts, self.standing
         numbers = (counts.packets, counts.dropped, counts.shed, counts.hops)
         outcomes = standing.outcomes + counts.messages
-        waiting, latest = standing.messages, self.latest
+        waiting, in_flight, latest = standing.messages, standing.in_flight, self.latest
         seconds = (self._over or time.monotonic()) - self._begun
         name = basename(self.info.name) or self.info.name
         now = standing.ts + round((time.monotonic() - standing.made) * 1e9) if standing.ts else 0
-        return screen(look, name, seconds, numbers, outcomes, standing.latency, waiting, latest, now, height)
+        return screen(look, name, seconds, numbers, outcomes, standing.latency, waiting, in_flight, latest, now, height)
 
     def __repr__(self) -> str:
         from analyzer.views.text import Look
@@ -703,6 +730,22 @@ def _beside(plan: Plan) -> str | None:
         else None
     )
     return os.fspath(place) or "." if place is not None else None
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Parameters of mallopt(3)."""
+_LARGE = 64 << 10
+"""Octets of memory that are taken from the system for themselves, and so given back at once."""
+
+
+def _give_back() -> None:
+    """Have glibc give memory back that is free: this process runs for months.  Elsewhere nothing happens."""
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, 2 * _LARGE)):
+            mallopt(parameter, value)
 
 
 def _ended_at(event: MessageCarried) -> int:

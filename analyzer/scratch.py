@@ -11,6 +11,12 @@ def scratch(directory: "str | os.PathLike[str] | None" = None) -> IO[bytes]:
     return TemporaryFile(prefix="mailhop-", dir=directory)
 
 
+def unbuffered(file: IO[bytes]) -> IO[bytes]:
+    """A file that was written, without the 8 KiB of memory that stood ready for writing: many of them are open."""
+    raw: IO[bytes] = file.detach()  # type: ignore[attr-defined]  # it flushes
+    return raw
+
+
 def read_at(file: IO[bytes], size: int, place: int) -> bytes:
     """Octets of a flushed file from a place; with pread(2) the file goes on standing where it stood.
 

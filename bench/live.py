@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a live capture takes: memory over time, and packets a second.
 
-    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 50] [--bounds 1] [--at-most 5]
+    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 20] [--pace 1] [--at-most 5]
     python3 bench/live.py rate CAPTURE [--pps 50000] [--seconds 60] [--backend dumpcap] [--write]
 
 `churn` feeds a live capture, tables and all, with mail that never ends: new messages, clients, names and connections all the
@@ -218,7 +218,7 @@ def bounds(share: float) -> Limits:
     return replace(usual, **{name: max(int(getattr(usual, name) * share), 1) for name in names if name not in times})
 
 
-def churn(seconds: float, times: int, rate: float, at_most: float, details: bool, share: float) -> int:
+def churn(seconds: float, times: int, rate: float, at_most: float, details: bool, share: float, pace: float) -> int:
     """Whether memory stays."""
     import analyzer.live as live_module
     from analyzer.live import Live, Plan
@@ -229,7 +229,7 @@ def churn(seconds: float, times: int, rate: float, at_most: float, details: bool
         os.mkfifo(folder + "/mail")
         plan = Plan((folder + "/mail",), directory=folder + "/tables")
         live = Live(plan, bounds(share), say=print)
-        copier = threading.Thread(target=pour, args=(maker, folder + "/mail", live), daemon=True)
+        copier = threading.Thread(target=pour, args=(maker, folder + "/mail", live, pace), daemon=True)
         copier.start()
         seen: list[tuple[float, int]] = []
         began = time.process_time()
@@ -263,13 +263,19 @@ def churn(seconds: float, times: int, rate: float, at_most: float, details: bool
     return int(last > once * (1 + at_most / 100))
 
 
-def pour(maker: "subprocess.Popen[bytes]", path: str, live: object) -> None:
-    """Copy what is made, no faster than it is analyzed: what waits is not what is measured."""
+def pour(maker: "subprocess.Popen[bytes]", path: str, live: object, pace: float) -> None:
+    """Copy what is made, no faster than it is analyzed: what waits is not what is measured.
+
+    `pace`: capture time goes on at most so many times as fast as the clock; 0: as fast as it can.
+    """
     assert maker.stdout is not None
+    began = time.monotonic()
     with open(path, "wb", buffering=0) as pipe:
         try:
-            while piece := os.read(maker.stdout.fileno(), 1 << 18):
-                while live._backlog.waiting > 5000:  # type: ignore[attr-defined]
+            while piece := os.read(maker.stdout.fileno(), 1 << 16):
+                while live._backlog.waiting > 5000 or (  # type: ignore[attr-defined]
+                    pace and live._now and live._now / 1e9 - gen.T0 > (time.monotonic() - began) * pace  # type: ignore[attr-defined]
+                ):
                     time.sleep(0.005)
                 pipe.write(piece)
         except (BrokenPipeError, ValueError):
@@ -474,6 +480,7 @@ def main() -> int:
     one.add_argument("--rate", type=float, default=50, help="messages a second of capture time")
     one.add_argument("--at-most", type=float, default=5, help="per cent")
     one.add_argument("--bounds", type=float, default=1, help="this share of the limits of what is held")
+    one.add_argument("--pace", type=float, default=0, help="times as fast as the clock at most; 0: as fast as it can be analyzed")
     one.add_argument("--details", action="store_true", help="lengths of whatever holds something")
     one = modes.add_parser("source")
     one.add_argument("--rate", type=float, default=50)
@@ -498,7 +505,7 @@ def main() -> int:
         return 0
     if given.mode == "rate":
         return rate(given.capture, given.pps, given.seconds, given.backend, given.write)
-    return churn(given.seconds, given.times, given.rate, given.at_most, given.details, given.bounds)
+    return churn(given.seconds, given.times, given.rate, given.at_most, given.details, given.bounds, given.pace)
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ class Archive:
 
     def put(self, sightings: Iterable[Sighting], over: Collection[SessionInfo]) -> None:
         """Put sightings away, and the sessions that are over."""
-        packed: list[bytes] = []
+        pieces: list[bytes] = []
         at = self._place[-1]
         for s in sightings:
             number = self._open.get(s.session)
@@ -237,28 +237,28 @@ class Archive:
                 number = self._open[s.session] = len(self._ends)
                 self._ends.append(-1)
                 self._info_at.append(-1)
-            octets = _packed(s)
-            packed.append(octets)
+            octets = packed(s)
+            pieces.append(octets)
             at += len(octets)
             self._index(s, number)
             self._place.append(at)
         self._file.seek(0, 2)
-        self._file.write(b"".join(packed))
+        self._file.write(b"".join(pieces))
         self._put_infos([info for info in over if info in self._open])
 
     def _put_infos(self, infos: Iterable[SessionInfo]) -> None:
-        packed: list[bytes] = []
+        pieces: list[bytes] = []
         at = self._info_place[-1]
         for info in infos:
             number = self._open.pop(info)
             ends = (info.stated_client_ip or info.client_ip, info.server_ip)
             self._ends[number] = self._pairs.setdefault(ends, len(self._pairs))
-            packed.append(pickle.dumps((_of_info(info), _of_connection(info.connection)), 5))
-            at += len(packed[-1])
+            pieces.append(packed_session(info))
+            at += len(pieces[-1])
             self._info_at[number] = len(self._info_place) - 1
             self._info_place.append(at)
         self._info_file.seek(0, 2)
-        self._info_file.write(b"".join(packed))
+        self._info_file.write(b"".join(pieces))
 
     def _index(self, s: Sighting, session: int) -> None:
         number = len(self._ts)
@@ -375,7 +375,7 @@ class Archive:
         found: list[Sighting] = []
         for number in numbers.tolist():
             start, end = self._place[number], self._place[number + 1]
-            s = _unpacked(read_at(self._file, end - start, start), trails)
+            s = unpacked(read_at(self._file, end - start, start), trails)
             session = self._session[number]
             info = infos.get(session)
             if info is None:
@@ -386,9 +386,7 @@ class Archive:
 
     def _info(self, at: int) -> SessionInfo:
         start, end = self._info_place[at], self._info_place[at + 1]
-        values, connection = pickle.loads(read_at(self._info_file, end - start, start))
-        of_connection = dict(zip(_CONNECTION, connection, strict=True))
-        return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
+        return unpacked_session(read_at(self._info_file, end - start, start))
 
     def close(self) -> None:
         """Give the temporary files back."""
@@ -403,12 +401,26 @@ def _columns(pair: tuple["array[int]", "array[int]"]) -> tuple[Any, Any]:
     return np.frombuffer(pair[0], np.int64), np.frombuffer(pair[1], np.int32)
 
 
-def _packed(s: Sighting) -> bytes:
+def packed_session(info: SessionInfo) -> bytes:
+    """A session as octets."""
+    return pickle.dumps((_of_info(info), _of_connection(info.connection)), 5)
+
+
+def unpacked_session(octets: bytes) -> SessionInfo:
+    """The session again."""
+    values, connection = pickle.loads(octets)  # our own file, which has no name
+    of_connection = dict(zip(_CONNECTION, connection, strict=True))
+    return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
+
+
+def packed(s: Sighting) -> bytes:
+    """A sighting as octets, without its session."""
     trail = [(t.mark, t.octets - (t.below.octets if t.below else 0), tuple(t.field)) for t in s.trail or ()]
     return pickle.dumps((_of_sighting(s), list(map(_of_recipient, s.recipients)), trail), 5)
 
 
-def _unpacked(octets: bytes, trails: dict[int, Trail]) -> Sighting:
+def unpacked(octets: bytes, trails: dict[int, Trail]) -> Sighting:
+    """The sighting again, all but its session; `trails`: those there are, by mark."""
     values, recipients, fields_ = pickle.loads(octets)  # our own file, which has no name
     s = Sighting()
     for name, value in zip(_SIGHTING, values, strict=True):

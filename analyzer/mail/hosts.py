@@ -178,7 +178,7 @@ class Hosts:
                 for (role, rule), count in sorted(machine.evidence.items(), key=lambda item: (-item[1], item[0]))
             ]
             yield Host(
-                hashlib.sha256(ips[0].encode()).hexdigest()[:16],
+                host_id(ips[0]),
                 ips,
                 sorted(machine.names),
                 [role for role in ROLES if role in roles],
@@ -189,6 +189,11 @@ class Hosts:
                 machine.sessions,
                 machine.messages,
             )
+
+
+def host_id(ip: str) -> str:
+    """Id of the host whose first address this is."""
+    return hashlib.sha256(ip.encode()).hexdigest()[:16]
 
 
 _MAX_NAMES = 64

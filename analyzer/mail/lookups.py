@@ -712,7 +712,7 @@ class Lookups:
                 yield self.at[row], self._at_reply[row]
 
 
-@lru_cache(256)
+@lru_cache(16)  # some 40 KB each
 def _network(head: str) -> dict[int, str]:
     """The addresses of an IPv4 /24, by their hash."""
     return {hash(ip): ip for ip in (f"{head}.{n}" for n in range(256))} if head else {}

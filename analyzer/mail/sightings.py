@@ -195,16 +195,16 @@ class Digester:
     """Makes sightings, sharing what they have in common."""
 
     def __init__(self) -> None:
-        self._trails: dict[int, Trail] = {}
+        self.trails: dict[int, Trail] = {}
         """By the hash of the newest field's octets and of all below: 64 bits, keyed anew in each process."""
         self._fields: dict[int, Received] = {}
 
     def __len__(self) -> int:
-        return len(self._trails)
+        return len(self.trails)
 
     def forget_all_but(self, sightings: Iterable[Sighting]) -> None:
         """Forget what none of these has."""
-        self._trails = {trail.mark: trail for s in sightings for trail in s.trail or ()}
+        self.trails = {trail.mark: trail for s in sightings for trail in s.trail or ()}
         self._fields = {}
 
     def sighting(self, event: MessageCarried) -> Sighting:
@@ -323,7 +323,7 @@ class Digester:
 
     def _trail(self, fields: list[bytes]) -> Trail:
         trail: Trail | None = None
-        trails = self._trails
+        trails = self.trails
         mark = 0
         for raw in reversed(fields):
             mark = hash((raw, mark))

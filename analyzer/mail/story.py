@@ -240,7 +240,7 @@ class Story:
         self._feeders: dict[type, Callable[[Any], object]] = {
             MessageCarried: self._message,
             Sighting: self._sightings.append,
-            SessionEnded: self._session,
+            SessionEnded: lambda event: self.session(event.info),
             MailboxEvent: self._event,
             Attempt: self._attempt,
         }
@@ -276,8 +276,8 @@ class Story:
         else:
             self._drop("mailbox_events_dropped")
 
-    def _session(self, event: SessionEnded) -> None:
-        info = event.info
+    def session(self, info: SessionInfo) -> None:
+        """A session has ended."""
         self.hosts.session(info)
         if info.messages and not self._whole:
             self.over(info)

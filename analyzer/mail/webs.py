@@ -7,20 +7,38 @@ Rules:
 3. A web that loses some of its sightings is woven anew from the others.
 """
 
+import pickle
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Set
+from typing import Any, NamedTuple
 
 from analyzer.limits import Limits
 from analyzer.mail.archive import Claim, Ends, Keys, about_envelopes, ends_of
 from analyzer.mail.records import Message
 from analyzer.mail.sightings import Sighting
 
+Row = tuple[str, Any]
+"""A table's name and one row of it."""
+
+
+class Ties(NamedTuple):
+    """What a sighting may be joined to others by."""
+
+    strong: set[int]
+    faint: set[int]
+    """Keys that join only where one of the two seeks them."""
+    sought: set[int]
+    claims: set[Claim]
+    passed: frozenset[int]
+    """Hashes of the addresses of clients that its trace fields name."""
+
 
 class Open:
     """A message that is not over, as it was told last."""
 
-    __slots__ = ("events", "evidence", "ips", "message", "sightings", "waits", "web")
+    __slots__ = ("_rows", "events", "evidence", "machines", "message", "sightings", "waits", "web")
 
     def __init__(self, web: "Web", message: Message, sightings: list[Sighting]) -> None:
         self.web = web
@@ -30,10 +48,24 @@ class Open:
         """Lookups, sessions, attempts and mailbox events that it was told with; they are no other message's."""
         self.evidence: list[tuple[str, str, str]] = []
         """(address, role, rule) of each time that its hops made it hold."""
-        self.ips: tuple[str, ...] = ()
-        """First addresses of the machines that had part in it."""
+        self.machines: tuple[tuple[tuple[str, ...], Set[str]], ...] = ()
+        """(addresses, names) of the machines that had part in it."""
+        self._rows = b""
         self.waits: list[tuple[str, float | None, float | None]] = []
         """Server's role, accept_s and queue_s of each observed hop."""
+
+    def ips(self) -> Iterator[str]:
+        """First addresses of the machines that had part in it."""
+        return (ips[0] for ips, _ in self.machines)
+
+    def keep(self, rows: list[Row]) -> None:
+        """Keep the rows that were made of it."""
+        self._rows = zlib.compress(pickle.dumps(rows, 5), 1)
+
+    def rows(self) -> list[Row]:
+        """Them again."""
+        rows: list[Row] = pickle.loads(zlib.decompress(self._rows))  # our own
+        return rows
 
 
 class Web:
@@ -95,18 +127,9 @@ class Webs:
         """All of them."""
         return (s for web in self for s in web.sightings)
 
-    def add(self, s: Sighting) -> Web:
+    def add(self, s: Sighting, ties: "Ties | None" = None) -> Web:
         """Keep a sighting with those it could be one message with."""
-        keys = Keys(self._limits)
-        keys.add(s, 0)
-        strong = {*keys.strong[0], *_about(s)}
-        faint = set(keys.faint[0])
-        sought = set(keys.searching)
-        reported = set(about_envelopes(s))
-        if s.report is not None and s.report.queue_id is not None:
-            reported.add(hash(("queued", s.report.queue_id)))
-        faint |= reported
-        sought |= reported
+        strong, faint, sought, claims, passed = ties or ties_of(s, self._limits)
         met = {id(web): web for key in strong if (web := self._strong.get(key)) is not None}
         for key in faint:
             if key in sought or key in self._sought:
@@ -127,8 +150,8 @@ class Webs:
             self._have(key, mine)
         self._sought.update(sought)
         mine.sought.extend(sought)
-        mine.claims |= keys.claims
-        mine.passed = mine.passed.union(keys.passed[0])
+        mine.claims |= claims
+        mine.passed |= passed
         mine.sightings.append(s)
         mine.changed = True
         octets = _octets(s)
@@ -198,6 +221,17 @@ class Webs:
         for s in web.sightings:
             if id(s) not in gone:
                 self.add(s)
+
+
+def ties_of(s: Sighting, limits: Limits) -> Ties:
+    """What a sighting may be joined to others by, as the archive has it, and to what a report is about."""
+    keys = Keys(limits)
+    keys.add(s, 0)
+    reported = set(about_envelopes(s))
+    if s.report is not None and s.report.queue_id is not None:
+        reported.add(hash(("queued", s.report.queue_id)))
+    strong = {*keys.strong[0], *_about(s)}
+    return Ties(strong, {*keys.faint[0], *reported}, {*keys.searching, *reported}, keys.claims, frozenset(keys.passed[0]))
 
 
 def _webs(holders: Web | set[Web] | None) -> Iterable[Web]:

@@ -9,10 +9,12 @@
 import errno
 import os
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from analyzer.errors import MailhopError
 from analyzer.tables.export import json_lines
@@ -36,8 +38,8 @@ class Parts:
         self._rows: dict[str, list[Any]] = {name: [] for name in TABLES}
         self._format = {name: json_lines(table) for name, table in TABLES.items()}
         self._fds: dict[str, int] = {}
-        self._places: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in TABLES}
-        """Where the rows of each owner stand in the file of what is open."""
+        self._places: dict[str, Any] = {name: np.empty((0, 3), np.int64) for name in TABLES}
+        """Where the rows of each owner stand in the file of what is open, in order: (hash of the owner, begin, end)."""
         self.left_over: Path | None = None
         """Where files of a run that was killed were put."""
         try:
@@ -89,25 +91,29 @@ class Parts:
                 os.ftruncate(fd, before + bytes(view[:done]).rfind(b"\n") + 1)
             raise _failure(self.directory, error) from None
 
-    def show_open(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]], held: Container[str] = ()) -> None:
-        """Replace rows of what is open: `rows` are new, by their owners; of the others those of `held` stay as they are."""
+    def show_open(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]], held: Any = ()) -> None:
+        """Replace rows of what is open: `rows` are new, by their owners; of the others those of `held` stay as they are.
+
+        `held`: hashes of owners, best as a numpy column.
+        """
         path = self.directory / f"{table}{OPEN}"
         temporary = self.directory / f".{table}{OPEN}.{os.getpid()}"
-        places: dict[str, tuple[int, int]] = {}
+        new_places: list[tuple[int, int, int]] = []
         try:
             with open(temporary, "wb") as new:
                 for owner, mine in rows:
                     start = new.tell()
                     new.write("".join(self._format[table](list(mine))).encode())
-                    places[owner] = start, new.tell()
+                    new_places.append((hash(owner), start, new.tell()))
+                places = np.array(new_places, np.int64).reshape(-1, 3)
                 before = self._places[table]
-                stay = {owner: place for owner, place in before.items() if owner in held and owner not in places}
-                if len(stay) == len(before) and not places:
+                stay = np.isin(before[:, 0], np.asarray(held, np.int64)) & ~np.isin(before[:, 0], places[:, 0])
+                if stay.all() and not len(places):
                     temporary.unlink()
                     return
-                if stay:
+                if stay.any():
                     with open(path, "rb") as old:
-                        _copy(old, new, stay, places)
+                        places = np.concatenate((places, _copy(old, new, before[stay])))
             temporary.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -137,17 +143,16 @@ class Parts:
         self._fds.clear()
 
 
-def _copy(old: BinaryIO, new: BinaryIO, stay: Mapping[str, tuple[int, int]], places: dict[str, tuple[int, int]]) -> None:
-    """Copy what stays, what stands together at once, and note where it is now."""
-    first = last = 0
-    for owner, (start, end) in sorted(stay.items(), key=lambda item: item[1]):
-        if start != last:
-            _copy_octets(old, new, first, last)
-            first = start
-        last = end
-        at = new.tell() + start - first
-        places[owner] = at, at + end - start
-    _copy_octets(old, new, first, last)
+def _copy(old: BinaryIO, new: BinaryIO, places: Any) -> Any:
+    """Copy what stays, what stands together at once; where it is now."""
+    begin, end = places[:, 1], places[:, 2]
+    apart = np.flatnonzero(np.concatenate(([True], begin[1:] != end[:-1])))
+    first_new = new.tell()
+    for first, last in zip(apart, np.concatenate((apart[1:], [len(places)])), strict=True):
+        _copy_octets(old, new, int(begin[first]), int(end[last - 1]))
+    size = end - begin
+    now = first_new + np.cumsum(size) - size
+    return np.column_stack((places[:, 0], now, now + size))
 
 
 def _copy_octets(old: BinaryIO, new: BinaryIO, first: int, last: int) -> None:

@@ -17,12 +17,14 @@ from operator import eq, itemgetter
 from typing import IO, Any
 
 from analyzer.limits import Limits
-from analyzer.scratch import read_at, scratch
+from analyzer.scratch import read_at, scratch, unbuffered
 from analyzer.tables.schema import TABLES, Table, describe
 from analyzer.wire.anomalies import Anomaly
 
 _BLOCK = 256
-"""Rows read at a time of each spilled run."""
+"""Rows read at a time of each spilled run, at most."""
+_BLOCKS = 16
+"""Share of the rows that may be held, 1/16, that is read at a time of each run, so that merging takes no more memory."""
 _FAN = 64
 """Spilled runs of one level: then they are merged into one of the next, so that few files are open."""
 _LAST: dict[str, Any] = {"int": 1 << 64, "time": 1 << 64, "text": "\U0010ffff"}
@@ -189,6 +191,7 @@ class Spool:
     def __init__(self, table: Table, limit: int) -> None:
         self.table = table
         self._limit = max(limit, 1)
+        self._block = min(max(limit // _BLOCKS, 1), _BLOCK)
         self._order = _Order(table)
         self._pack = _packer(table)
         self._rows: list[Any] = []
@@ -260,15 +263,14 @@ class Spool:
 
     def _packed(self, blocks: Iterable[list[Any]]) -> Iterator[bytes]:
         for rows in blocks:
-            for i in range(0, len(rows), _BLOCK):
-                yield marshal.dumps(self._pack(rows[i : i + _BLOCK]))
+            for i in range(0, len(rows), self._block):
+                yield marshal.dumps(self._pack(rows[i : i + self._block]))
 
     def _write(self, blocks: Iterable[list[Any]], level: int) -> _Run:
         """Sorted rows to a temporary file."""
         file = scratch()
         sizes = [file.write(block) for block in self._packed(blocks)]
-        file.flush()
-        return _Run(file, 0, sizes, level)
+        return _Run(unbuffered(file), 0, sizes, level)
 
     def adopt(self, file: IO[bytes], place: int, sizes: list[int], rows: int) -> None:
         """Take a sorted run that another process's `lend` was given: where in a file it begins, and its blocks' sizes."""

@@ -116,6 +116,7 @@ def screen(
     outcomes: Mapping[str, int],
     latency: Latency,
     waiting: Sequence[Message],
+    in_flight: int,
     latest: Iterable[MessageCarried],
     now: int,
     height: int,
@@ -143,7 +144,7 @@ def screen(
         page.line(f"  {role:<5} {counted(count, 'hop'):>10}  {'  '.join(filter(None, [took, waited]))}")
     room = max(height - len(page.lines) - 4, 4)
     page.line()
-    page.line(Span(f"in flight ({len(waiting):,})", "bold"))
+    page.line(Span(f"in flight ({in_flight:,})", "bold"))
     for message in waiting[: min(_WAITING, room // 2)]:
         age = duration(max(now - (message.ts_first or now), 0) / _SECOND)
         title = look.short(message.subject or message.message_id or message.trace_id[:8], _SUBJECT)

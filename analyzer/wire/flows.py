@@ -114,12 +114,13 @@ class Flows:
     frame: I64
     ts_last: I64
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 1024) -> None:
+        """`room`: rows that take their memory at once, so that it does not grow until there are more."""
         self.count = 0
         self.live: dict[int, Any] = {}
         """Slot to the connection's object, oldest first."""
         for name, kind in _COLUMNS.items():
-            setattr(self, name, np.zeros(1024, kind))
+            setattr(self, name, np.full(room, 0, kind))
         self._draw()
         self._old_keys: U64 = np.zeros(0, np.uint64)
         self._old_slots: I64 = np.zeros(0, np.int64)

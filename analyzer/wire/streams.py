@@ -34,6 +34,8 @@ _CHECK = 16 << 20
 _ROW_COST = 256
 _HEAD = 4096
 """Octets of each direction shown to `recognise`."""
+_ROOM = 32_768
+"""Rows of flows, where there are no more, that take their memory at once: a live capture's is to stay as it is."""
 _PIECE_COST = 128
 _ENDED = 1000
 """Connections remembered by name after their end, to say of which one late octets were."""
@@ -75,7 +77,8 @@ class Streams:
         self._marks = 0
         self._listed_here: list[tuple[int, Attempt]] = []
         """Attempts with the number of the mark they were found before, while other instances may have earlier ones."""
-        self._flows = Flows()
+        most = limits.connections * 5 // 4
+        self._flows = Flows(most) if most <= _ROOM else Flows()
         self._deliveries: list[Delivery] = []
         self._lingering: dict[int, Flow] = {}
         self._holding: dict[int, Flow] = {}
@@ -1005,7 +1008,7 @@ def _heads(chunks: list[Chunk]) -> tuple[bytes, bytes]:
     return orig, resp
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def ip_text(hi: int, lo: int) -> str:
     """An address in text (RFC 5952)."""
     if hi == 0 and lo >> 32 == V4_PREFIX >> 32:

@@ -107,6 +107,6 @@ def test_what_is_held_does_not_grow_with_time() -> None:
                 told[table] += 1
         assert told["messages"] == 2
         held = (ledger._webs._strong, ledger._webs._faint, ledger._webs._sought, ledger._holder, ledger._ended, ledger.lookups)
-        more = (ledger._mailbox, ledger._tries, ledger._news, ledger._hosts_before, ledger._ends_before, ledger._claims_before)
+        more = (ledger._mailbox, ledger._tries, ledger._news, ledger._known, list(ledger._known.ends()), ledger._claims_before)
         sizes.append([ledger.held, *map(len, held), *map(len, more)])
     assert sizes[9] == sizes[1]

@@ -46,9 +46,9 @@ def test_the_screen_is_no_taller_than_the_terminal(height):
     waiting = [synthetic.message(outcome="deferred") for _ in range(40)]
     latency = {"mx": (3, 0.5, None), "pop3": (1, 0.0, 2.0)}
     hops = [carried() for _ in range(100)]
-    page = screen(Look(), "eth0", 5.0, (10, 0, 0, 100), {"deferred": 40}, latency, waiting, hops, synthetic.at(9), height)
+    page = screen(Look(), "eth0", 5.0, (10, 0, 0, 100), {"deferred": 40}, latency, waiting, 41, hops, synthetic.at(9), height)
     text = str(page)
     assert len(page.lines) <= height
     assert "accepts in 500 ms" in text
     assert "pop3       1 hop  after 2.00 s in the queue before" in text
-    assert "in flight (40)" in text
+    assert "in flight (41)" in text
