@@ -595,7 +595,7 @@ class Live:
     def _rested(self) -> None:
         """Rows of what still rests at the end."""
         for table, row in self._ledger.resting_rows():
-            self._sink.put(table, row)
+            self._sink.add(table, row)
             if table == "messages":
                 self._finished(row)
 
