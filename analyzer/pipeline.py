@@ -120,7 +120,7 @@ class Pipeline:
         tap = self._tap(frames)
         packets = self._decoders[tap].decode(frames)
         if self.taps is not None and len(frames):
-            self.taps.saw(frames.source, packets)
+            self.taps.saw(frames.source, packets, int(frames.ts.max()))
         if len(packets):
             if self.share[0] == self.share[1] - 1:
                 rows = dns.candidate_rows(packets)

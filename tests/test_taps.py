@@ -131,6 +131,17 @@ def test_a_third_tap_tells_that_two_clocks_are_apart(tmp_path: Path) -> None:
     assert re.search(r"[+-](30\.00|29\.99)", said)
 
 
+def test_files_of_two_hosts_are_two_taps_though_one_begins_when_the_other_is_over(tmp_path: Path) -> None:
+    true = run([tap(tmp_path / "lab.pcap")])
+    early = tap(tmp_path / "early.pcap", MSA, clock=lambda ts: ts - 1000 * SECOND)
+    reader = tap(tmp_path / "reader.pcap", "10.2.0.71")  # shows no connection of the MSA's
+    lab = tap(tmp_path / "late.pcap", clock=lambda ts: ts + 60 * SECOND)
+    together = run([early, reader, lab])
+    assert counts(together) == counts(true)
+    assert served(together) == served(true)
+    assert sorted(round(float(said.split()[2])) for said in named(together, "clock_offset")) == [1000, 1060]
+
+
 def test_the_tap_that_shows_more_is_believed(tmp_path: Path) -> None:
     true = run([tap(tmp_path / "mx.pcap", MX)])
     lossy = tap(tmp_path / "lossy.pcap", MX, drop=lambda n: n % 5 == 3)

@@ -2,8 +2,8 @@
 
 Rules
 1. Files of which one begins after another has ended are one tap's (a rotated capture), unless it shows handshakes that the
-   other has shown already, or one of a connection of which it has shown data, or a third tap tells their clocks apart.
-   Files that overlap are of several taps.
+   other has shown already, or one of a connection of which it has shown data, or a third tap tells their clocks apart, or each
+   shows the traffic of one host and not of the same.  Files that overlap are of several taps.
 2. A connection is the same in two taps when its ends and its sequence numbers are; a lookup, when ends, identifier and question
    are.  It is told once: from the tap that was read first, unless another shows more of it.
 3. The offset of two clocks is the median over everything both show.  A handshake and an exchange each pass a tap in both
@@ -19,7 +19,7 @@ import numpy as np
 
 from analyzer.limits import Limits
 from analyzer.wire.streams import ip_text
-from analyzer.wire.types import Connection, Frames, Packets
+from analyzer.wire.types import V4_PREFIX, Connection, Frames, Packets
 
 _SECOND = 1_000_000_000
 _SLACK = _SECOND
@@ -33,6 +33,11 @@ _SHARE = 5
 """One of so many handshakes at a file's beginning that were shown before makes it another tap's: retransmissions are fewer."""
 _NEAR = 1 << 26
 """Octets within which two beginnings are of one connection, where a tap has not seen its handshake."""
+
+_STRAY = 50
+"""One of so many packets may be of other hosts than the one whose traffic a tap shows: flooded, or forwarded."""
+_GUESSES = 8
+"""Packets looked at to guess whose traffic it is."""
 
 Skip = tuple[str, int]
 """A connection not to be told: source and number of its TCP conversation."""
@@ -80,6 +85,27 @@ def _handshakes(packets: Packets) -> list[int]:
     return [hash(ends) for ends in zip(*(column[rows].tolist() for column in columns), strict=True)]
 
 
+def _one_host(packets: Packets) -> tuple[int, int] | None:
+    """The address that has part in whatever packets show, when it has so with several others; groups and loopback aside."""
+    v4 = (packets.dst_hi == 0) & (packets.dst_lo >> 32 == V4_PREFIX >> 32)
+    first, last = packets.dst_lo >> 24 & 255, packets.dst_lo & 255
+    loopback = (packets.dst_hi == 0) & (packets.dst_lo == 1)
+    apart = np.where(v4, (first == 127) | (first >= 224) | (last == 255), (packets.dst_hi >> 56 == 255) | loopback)
+    rows = np.flatnonzero(~apart & v4)
+    if not len(rows):
+        rows = np.flatnonzero(~apart)
+    src = packets.src_hi[rows], packets.src_lo[rows]
+    dst = packets.dst_hi[rows], packets.dst_lo[rows]
+    guesses = np.linspace(0, len(rows) - 1, _GUESSES, dtype=int).tolist() if len(rows) else []
+    for hi, lo in sorted({(int(end[0][n]), int(end[1][n])) for n in guesses for end in (src, dst)}):
+        sends = (src[0] == hi) & (src[1] == lo)
+        takes = (dst[0] == hi) & (dst[1] == lo)
+        others = {*np.unique(dst[1][sends]).tolist(), *np.unique(src[1][takes]).tolist()}
+        if np.count_nonzero(sends | takes) * _STRAY >= len(rows) * (_STRAY - 1) and len(others) > 1:
+            return hi, lo
+    return None
+
+
 class _Shown(NamedTuple):
     tap: int
     connection: Connection
@@ -97,6 +123,8 @@ class Taps:
         """Tap -> time of its last frame."""
         self._first: list[str] = []
         """Tap -> its first file."""
+        self._hosts: list[tuple[int, int] | None] = []
+        """Tap -> the one host whose traffic its first packets show."""
         self._begun: list[set[int]] = []
         """Tap -> digests of the handshakes that it shows."""
         self._tap_of: dict[str, int] = {}
@@ -119,6 +147,8 @@ class Taps:
                 opened = _handshakes(packets)
                 apart = self._reopened(packets)
                 known = [sum(mark in begun for mark in opened) for begun in self._begun]
+                host = _one_host(packets)
+                over = [(end, tap) for end, tap in over if host is None or self._hosts[tap] in (None, host)]
                 over = [(end, tap) for end, tap in over if known[tap] < 2 or known[tap] * _SHARE < len(opened)]
                 over = [(end, tap) for end, tap in over if self._can_go_on(tap, apart)]
             found = max(over)[1] if over else len(self._ends)
@@ -154,11 +184,12 @@ class Taps:
                 return False
         return True
 
-    def saw(self, source: str, packets: Packets) -> None:
-        """A batch of a file has been read."""
+    def saw(self, source: str, packets: Packets, until: int) -> None:
+        """A batch of a file has been read; `until`: time of its latest frame, whatever that was."""
         tap = self._tap_of[source]
-        if len(packets):
-            self._ends[tap] = max(self._ends[tap], int(packets.ts.max()))
+        self._ends[tap] = max(self._ends[tap], until)
+        if tap == len(self._hosts):
+            self._hosts.append(_one_host(packets))
         if len(self._begun[tap]) < self._limits.connections:
             self._begun[tap].update(_handshakes(packets))
 
