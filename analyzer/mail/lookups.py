@@ -524,7 +524,8 @@ class Lookups:
         book = self.book
         known = False
         for domain in _domains(use.legs) if use.legs else _domains((use.leg,) if use.leg else ()):
-            exchangers = {name for target in book.exchangers.get(domain, ()) for name in book.chain(target)}
+            targets = book.exchangers.get(domain) or (domain,)  # RFC 5321 5.1: without MX the domain is its own exchanger
+            exchangers = {name for target in targets for name in book.chain(target)}
             here = any(use.server_ip in book.addresses.get(name, ()) for name in exchangers)
             known = known or here
             if here or not any(name in book.addresses for name in exchangers) or use.session is None:

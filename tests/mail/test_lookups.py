@@ -255,3 +255,15 @@ def test_bounces_on_an_open_connection_have_their_own_questions() -> None:
     told = world.tell()
     names = {m.trace_id: m.message_id for m in told.messages}
     assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>", "<2@a.example>"]
+
+
+def test_a_domain_without_exchangers_is_its_own_and_needs_no_other_name_of_its_server() -> None:
+    world = World()
+    post = Post(world)
+    message = post.submit(mail(1), ["hanako@alone.example", "goro@b.example"], "A1")
+    alone = [world.lookup(MSA, "alone.example", "MX"), world.lookup(MSA, "alone.example", "A", f"A {MX}")]
+    others = [world.lookup(MSA, "b.example", "MX", "MX 10 www.b.example."), world.lookup(MSA, "www.b.example", "A", f"A {MX}")]
+    post.relay(message, ["hanako@alone.example"], "B1")
+    post.relay(message, ["goro@b.example"], "B2")
+    told = world.tell()
+    assert [told.dns(row).hop for row in (*alone, *others)] == [2, 2, 3, 3]
