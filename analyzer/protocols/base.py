@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from analyzer.limits import Limits
+from analyzer.protocols import proxy
 from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.signatures import Signatures
 from analyzer.wire.anomalies import Anomaly
@@ -411,6 +412,8 @@ class Session:
         )
         self.client = Inbox(limits)
         self.server = Inbox(limits)
+        self._preface = Inbox(limits) if conn.start == "handshake" else None
+        """The client's first octets, while they may be a PROXY header."""
         self.events: list[Event] = []
         self.tls: Any = None
         """The TLS layer (`tls.Layer`), once the session is inside TLS."""
@@ -423,15 +426,32 @@ class Session:
             if chunk.gap:  # what is kept while a loss is looked at must not hold all that lies behind it, loss after loss
                 self._decrypt()
                 self.pump()
-            from_client = chunk.orig == self.client_is_orig
-            if self.tls is not None:
-                self.tls.take(chunk, from_client)
-            else:
-                (self.client if from_client else self.server).append(chunk)
+            self._route(chunk)
         self._decrypt()
         self.pump()
         events, self.events = self.events, []
         return events
+
+    def _route(self, chunk: Chunk) -> None:
+        """Take a chunk into the inbox or the TLS layer."""
+        from_client = chunk.orig == self.client_is_orig
+        for part in (chunk,) if self._preface is None or not from_client else self._past_preface(self._preface, chunk):
+            if self.tls is not None:
+                self.tls.take(part, from_client)
+            else:
+                (self.client if from_client else self.server).append(part)
+
+    def _past_preface(self, inbox: Inbox, chunk: Chunk) -> Iterable[Chunk]:
+        """The client's first octets without the PROXY header, once they tell whether there is one."""
+        inbox.append(chunk)
+        found = proxy.header(inbox.buf[inbox.pos : inbox.pos + proxy.LONGEST])
+        if found is None and not inbox.before_gap:
+            return ()
+        self._preface = None
+        if found is not None and found[0]:
+            inbox.take(found[0])
+            self.info.stated_client_ip = found[1]
+        return inbox.unread(chunk.orig)
 
     def _decrypt(self) -> None:
         """Take what has become readable inside TLS into the inboxes."""
@@ -445,6 +465,8 @@ class Session:
     def close(self, reason: str, ts: int) -> list[Event]:
         """The connection is over (`fin reset timeout capture_end`): finish what is open."""
         inside = self.tls
+        if self._preface is not None:
+            self._append(self._preface.unread(self.client_is_orig))
         if inside is not None:
             self._append(inside.finish(self))
         self.client.ended = self.server.ended = True

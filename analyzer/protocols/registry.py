@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from analyzer.limits import Limits
-from analyzer.protocols import dns, imap, pop3, smtp, tls
+from analyzer.protocols import dns, imap, pop3, proxy, smtp, tls
 from analyzer.protocols.base import Recognised, Session
 from analyzer.wire.types import Connection
 
@@ -61,6 +61,11 @@ def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> tupl
 
     `sure` False: more octets may still tell.
     """
+    if conn.start == "handshake" and orig and orig[0] in proxy.BEGINNINGS:
+        header = proxy.header(orig)
+        if header is None and not closing:
+            return None, True, False
+        orig = orig[header[0] :] if header else orig
     if conn.start == "handshake" and foreign(orig, resp, conn.orig_port, conn.resp_port):
         return None, True, True
     for protocol in PROTOCOLS:

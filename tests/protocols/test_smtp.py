@@ -157,6 +157,7 @@ def smtp_session(text: str, **how: Any) -> Played:
         (b"FROM:<>", "", None),
         (b"FROM:<a@example.org> SIZE=10 BODY=8BITMIME", "a@example.org", "SIZE=10 BODY=8BITMIME"),
         (b"from:  <a@example.org>", "a@example.org", None),
+        (b"FROM: < a@example.org > X=1", "a@example.org", "X=1"),
         (b"FROM:<@relay1.example,@relay2.example:a@example.org>", "a@example.org", None),
         (b"FROM:<@[IPv6:2001:db8::1]:a@example.org>", "a@example.org", None),
         (b'FROM:<"odd > name\\" x"@example.org> RET=HDRS', '"odd > name\\" x"@example.org', "RET=HDRS"),

@@ -50,7 +50,8 @@ def _line(event: Any) -> str:
     client = f"client {row.client_name}" if row.client_name else None
     server = f"server {row.server_name}" if row.server_name else None
     starttls = f"STLS {event.info.starttls}" if event.info.starttls else None
-    return "end " + ", ".join(filter(None, [row.end, login, client, server, row.server_software, starttls]))
+    stated = f"for {row.stated_client_ip}" if row.stated_client_ip else None
+    return "end " + ", ".join(filter(None, [row.end, login, client, server, row.server_software, starttls, stated]))
 
 
 def _where(event: Any, known: Any) -> str:

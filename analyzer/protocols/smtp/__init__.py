@@ -1,7 +1,7 @@
 """SMTP (RFC 5321) and LMTP (RFC 2033): a client hands a server messages, and the server says what becomes of them.
 
-With PIPELINING (RFC 2920), CHUNKING (RFC 3030), AUTH (RFC 4954), STARTTLS (RFC 3207), XCLIENT, XFORWARD, the PROXY
-protocol and Exchange's XEXCH50.
+With PIPELINING (RFC 2920), CHUNKING (RFC 3030), AUTH (RFC 4954), STARTTLS (RFC 3207), XCLIENT, XFORWARD
+and Exchange's XEXCH50.
 
 Rules of this package:
 1. The server's octets are replies whatever the client says; the client's octets are read as far as the replies tell

@@ -18,13 +18,13 @@ from analyzer.protocols.smtp.vocabulary import (
     BLOB,
     CHECKING,
     CHUNK,
+    COMMANDS,
     DATA,
     END_OF_DATA,
     GREETING,
     HOLE,
     LOOKING,
     LOST,
-    PREFACE,
     RESPONSE,
     WAITING,
     plausible,
@@ -82,7 +82,7 @@ class Dialogue(BaseSession):
     protocol = "smtp"
 
     # Where a session begins; an instance holds only what has changed.
-    state: str = PREFACE
+    state: str = COMMANDS
     """What the client's next octets are."""
     awaited: Given | None = None
     """The command whose reply tells how to read on."""

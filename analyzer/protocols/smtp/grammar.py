@@ -1,11 +1,11 @@
 """The words of SMTP and LMTP: RFC 5321 4.1 and its extensions, as pure functions over octets."""
 
-import ipaddress
 import re
 from typing import NamedTuple
 
 from analyzer.protocols.access import sasl_shown
 from analyzer.protocols.base import Malformed, text
+from analyzer.protocols.proxy import address
 
 VERBS = frozenset(
     "HELO EHLO LHLO MAIL RCPT DATA BDAT RSET VRFY EXPN HELP NOOP QUIT "  # RFC 5321, 2033, 3030
@@ -38,8 +38,6 @@ _CHUNK = re.compile(rb"[ \t]*(\d+)(?:[ \t]+(LAST))?[ \t]*\Z", re.IGNORECASE)
 _BLOB = re.compile(rb"[ \t]*(\d{1,9})(?:[ \t]+\d+)?[ \t]*\Z")
 _ADDR = re.compile(rb"(?:^|[ \t])ADDR=(?:IPV6:)?([0-9A-F.:]+)", re.IGNORECASE)
 _URLAUTH = re.compile(rb";URLAUTH=[^ ]*", re.IGNORECASE)
-
-PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
 class Path(NamedTuple):
@@ -90,7 +88,7 @@ def path(argument: bytes, keyword: bytes) -> Path:
     if address[:1] == b"@":  # source route: accepted and ignored (RFC 5321 4.1.1.3, appendix C)
         route = _ROUTE.match(address)
         address = address[route.end() :] if route else address
-    return Path(text(address), text(rest.strip()) or None)
+    return Path(text(address.strip(b" \t")), text(rest.strip()) or None)
 
 
 def chunk_size(argument: bytes) -> tuple[int, bool]:
@@ -148,36 +146,4 @@ def reply_text(lines: list[bytes], most: int) -> str:
 def stated_address(argument: bytes) -> str | None:
     """The ADDR attribute of XCLIENT and XFORWARD; None when absent or unavailable."""
     found = _ADDR.search(argument)
-    return _address(text(found[1])) if found else None
-
-
-def _address(shown_as: str) -> str | None:
-    try:
-        return str(ipaddress.ip_address(shown_as))
-    except ValueError:
-        return None
-
-
-def proxy_preface(octets: bytes) -> tuple[int, str | None] | None:
-    """The PROXY header (haproxy's PROXY protocol 2.1, 2.2) that octets begin with: its length and the source address.
-
-    None when more octets are needed; length 0 when there is no such header.
-    """
-    if octets.startswith(b"PROXY "):
-        end = octets.find(b"\n", 0, 110)
-        if end < 0:
-            return None if len(octets) < 110 else (0, None)
-        words = octets[:end].split()
-        return end + 1, _address(text(words[2])) if len(words) > 2 and words[1] in (b"TCP4", b"TCP6") else None
-    if octets.startswith(PROXY_V2):
-        if len(octets) < 16:
-            return None
-        size = 16 + int.from_bytes(octets[14:16])
-        if len(octets) < size:
-            return None
-        family, body = octets[13] >> 4, octets[16:size]
-        source = body[:4] if family == 1 and len(body) >= 12 else body[:16] if family == 2 and len(body) >= 36 else b""
-        return size, str(ipaddress.ip_address(source)) if source and octets[12] & 15 == 1 else None
-    if octets and (PROXY_V2.startswith(octets) or b"PROXY ".startswith(octets)):
-        return None
-    return 0, None
+    return address(text(found[1])) if found else None

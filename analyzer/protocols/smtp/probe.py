@@ -32,18 +32,11 @@ def probe(orig: bytes, resp: bytes, orig_port: int, resp_port: int, closing: boo
     if not forward and not backward:
         return None
     client, client_is_orig = (orig, True) if forward >= backward else (resp, False)
-    return Recognised("lmtp" if _first_line(client)[:4].upper() == b"LHLO" else "smtp", client_is_orig)
-
-
-def _first_line(client: bytes) -> bytes:
-    """The client's octets without the PROXY protocol's header."""
-    found = grammar.proxy_preface(client)
-    return client[found[0] :] if found else client
+    return Recognised("lmtp" if client[:4].upper() == b"LHLO" else "smtp", client_is_orig)
 
 
 def _speaks(client: bytes, server: bytes, port: bool, closing: bool) -> int:
     """How surely `client` is the client of an SMTP session with `server`: 0 not, or not yet; 3 surely."""
-    client = _first_line(client)
     if _OTHERS.match(client) or _OTHERS.match(server) or _GREETING.match(client):
         return 0
     greeting = _GREETING.match(server)

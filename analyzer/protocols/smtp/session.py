@@ -29,7 +29,6 @@ from analyzer.protocols.smtp.vocabulary import (
     LOOKING,
     LOST,
     NEXT,
-    PREFACE,
     RESPONSE,
     SASL_REPLIES,
     STRAY,
@@ -40,8 +39,6 @@ from analyzer.protocols.smtp.vocabulary import (
 _DOMAIN = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?\Z|\[[0-9A-Za-z:.]+\]\Z")
 _ODD = re.compile(rb"[^A-Za-z-]")
 MASKED = "***"
-_PREFACE = 66_000
-"""Octets of the longest PROXY header."""
 
 
 class Session(Plain):
@@ -469,20 +466,6 @@ class Session(Plain):
 
     # the client's octets: everything else
 
-    def _read_preface(self) -> bool:
-        """Before the first command: the PROXY protocol's header, when there is one."""
-        inbox = self.client
-        if not inbox.available:
-            return self.lose_commands() if inbox.has_gap else False
-        found = grammar.proxy_preface(inbox.buf[inbox.pos : inbox.pos + _PREFACE])
-        if found is None and not inbox.before_gap:
-            return False
-        if found is not None and found[0]:
-            inbox.take(found[0])
-            self.info.stated_client_ip = found[1]
-        self.state = COMMANDS
-        return True
-
     def _read_message(self) -> bool:
         """Mail data (RFC 5321 4.1.1.4), up to its end or to what another reader may take for it."""
         inbox, transaction = self.client, self.receiving
@@ -659,7 +642,6 @@ READERS: dict[str, Callable[[Session], bool]] = {
     RESPONSE: Session._read_response,
     BLOB: Session._read_blob,
     TLS: Session._read_tls,
-    PREFACE: Session._read_preface,
     LOST: Session.find_step,
     LOOKING: Session.look,
     HOLE: Session.look_behind,

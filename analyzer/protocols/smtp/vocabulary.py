@@ -1,6 +1,6 @@
 """States of an SMTP session, and what its commands and replies do to them."""
 
-COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, PREFACE, LOST, LOOKING, HOLE, CHECKING, DEAF = (
+COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, LOST, LOOKING, HOLE, CHECKING, DEAF = (
     "commands",  # command lines
     "waiting",  # nothing, until the reply that is awaited tells what follows
     "data",  # mail data, up to CRLF . CRLF
@@ -8,7 +8,6 @@ COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, PREFACE, LOST, LOOKING, HOL
     "response",  # a line of a SASL exchange
     "blob",  # so many octets of an XEXCH50
     "tls",  # TLS records, or clear text when the tap decrypts
-    "preface",  # perhaps a PROXY header, then command lines
     "lost",  # whatever stands behind a loss between commands
     "looking",  # the same, when its first line did not tell
     "hole",  # whatever stands behind a loss in mail data

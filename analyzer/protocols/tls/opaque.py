@@ -41,7 +41,7 @@ class OpaqueSession(Session):
         for chunk in chunks:
             if chunk.gap:
                 self._hand_on(layer.read(self))
-            layer.take(chunk, chunk.orig == self.client_is_orig)
+            self._route(chunk)
         self._hand_on(layer.read(self))
         events, self.events = self.events, []
         return events
