@@ -7,9 +7,11 @@ files -> frames -> packets -> (UDP) DNS datagrams                      -> story 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
 
 from analyzer import shards
 from analyzer.errors import CaptureError
@@ -31,6 +33,11 @@ from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
 T = TypeVar("T")
+_MAIL_TABLE = np.array(sorted(MAIL_PORTS))
+_SAMPLE = 4 << 20
+"""Octets of a capture by which it is judged whether to share its work."""
+_WORTH = 4
+"""Sharing is worth it from a quarter of mail, by octets, on."""
 Progress = Callable[[str, int, int | None, int, int], None]
 """Called now and then with: source name, octets of the file read, its size or None, messages and packets so far."""
 
@@ -344,7 +351,9 @@ def run(
     again = [Again(item, _place(item)) for item in ordered]
     taps = Taps(limits) if len(ordered) > 1 else None
     shared = shards.possible and taps is None and limits.bodies is None  # octets stay with the process that kept them
-    result = _read(again, limits, keylogs, progress, taps, jobs if shared else 1)
+    if not (jobs > 1 and shared and again and _worth_sharing(again[0])):
+        jobs = 1
+    result = _read(again, limits, keylogs, progress, taps, jobs)
     if taps is None:
         return result
     clocks = {source: clock for source, clock in taps.measured().items() if clock.odd}
@@ -363,6 +372,22 @@ def run(
         detail = f"{connections} connections and {lookups} lookups are in another capture too"
         result.tables.add("anomalies", Anomaly(None, source, None, None, "seen_twice", detail, None))
     return result
+
+
+def _worth_sharing(capture: Again) -> bool:
+    """Whether a capture begins with enough mail for several processes: each reads all of it, and shares only what comes after.
+
+    Of an open file, or one that can be read once only, nothing is known.
+    """
+    if capture.place is not None or not capture.readable:
+        return True
+    limits = replace(Limits(), batch_bytes=_SAMPLE)
+    frames = next(files.read(capture.item, limits, SourceInfo(name_of(capture.item))), None)
+    if frames is None:
+        return False
+    packets = Decoder(limits).decode(frames)
+    of_mail = np.isin(packets.src_port, _MAIL_TABLE) | np.isin(packets.dst_port, _MAIL_TABLE)
+    return bool(packets.length[of_mail].sum() * _WORTH >= packets.length.sum())
 
 
 def _read(
