@@ -12,7 +12,10 @@ from typing import NamedTuple
 from analyzer.views.text import Look, Page, Span
 
 LIBRARIES = ("numpy", "pandas", "scapy", "dnspython", "click", "rich", "cryptography", "lz4")
-OPTIONAL = {"pyarrow": "Parquet files: pip install 'mailhop[parquet]'"}
+OPTIONAL = {
+    "pyarrow": "Parquet files: pip install 'mailhop[parquet]'",
+    "brotli": "certificates compressed by brotli in TLS 1.3: pip install 'mailhop[brotli]'",
+}
 TOOLS = {
     "dumpcap": "captures without losing packets and without root: apt install wireshark-common, brew install wireshark",
     "tcpdump": "captures, too: apt install tcpdump",

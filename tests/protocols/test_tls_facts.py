@@ -4,6 +4,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 
+import brotli
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -143,7 +144,7 @@ def certificate_message() -> bytes:
     return b"\0" + len(entry).to_bytes(3, "big") + entry
 
 
-@pytest.mark.parametrize(("algorithm", "pack"), [(1, zlib.compress), (3, zstd.compress)])
+@pytest.mark.parametrize(("algorithm", "pack"), [(1, zlib.compress), (2, brotli.compress), (3, zstd.compress)])
 def test_a_compressed_certificate_is_told(algorithm: int, pack: Callable[[bytes], bytes]) -> None:
     plain = certificate_message()
     row = packed_certificate(algorithm, pack(plain), len(plain))
@@ -160,6 +161,9 @@ def test_a_certificate_that_cannot_be_unpacked_is_not_told(algorithm: int) -> No
         zlib.compress(plain + b"more"),
         zstd.compress(plain[:-1]),
         zstd.compress(bytes(9_000_000)),
+        brotli.compress(plain + b"more"),
+        brotli.compress(plain)[:-40],
+        brotli.compress(bytes(9_000_000)),
     ):
         row = packed_certificate(algorithm, packed, len(plain))
         assert (row.cert_subject, row.visibility) == (None, "decrypted")

@@ -28,7 +28,7 @@ _SUBJECT = 1000
 """Characters of a distinguished name shown."""
 _PROTOCOLS, _CHAIN, _ALTERNATIVES = 16, 16, 100
 """ALPN names, certificates of a chain, and alternative names that are read: the rest is left."""
-_ZLIB, _ZSTD = 1, 3
+_ZLIB, _BROTLI, _ZSTD = 1, 2, 3
 _WINDOW = 8 << 20
 """Octets of the largest window of zstd that is unpacked: what RFC 8878 3.1.1.1.2 recommends to support."""
 _ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -249,19 +249,37 @@ def certificates(body: bytes, version: int) -> list[bytes]:
 
 
 def inflated(body: bytes, most: int) -> bytes:
-    """The Certificate in a CompressedCertificate (RFC 8879 4), zlib or zstd; Malformed if it is another or longer than `most`."""
+    """The Certificate in a CompressedCertificate (RFC 8879 4); Malformed if it cannot be unpacked or is longer than `most`.
+
+    Brotli takes a library that need not be there (`mailhop[brotli]`).
+    """
     cursor = Octets(body)
     algorithm, size, packed = cursor.number(2), cursor.number(3), cursor.vector(3)
-    if algorithm not in (_ZLIB, _ZSTD) or size > most:
+    if algorithm not in _UNPACK or size > most:
         raise Malformed("compressed in a way that is not read here")
     try:
-        unpacker = zlib.decompressobj() if algorithm == _ZLIB else zstd_frame(_WINDOW)
-        unpacked: bytes = unpacker.decompress(packed, size + 1)
+        unpacked = _UNPACK[algorithm](packed, size + 1)
     except Exception as wrong:  # each library has its own class
         raise Malformed("it cannot be unpacked") from wrong
     if len(unpacked) != size:
         raise Malformed("not as long as it says")
     return unpacked
+
+
+def _unbrotli(packed: bytes, most: int) -> bytes:
+    """What a brotli stream (RFC 7932) holds; little more than `most` octets of it."""
+    import brotli
+
+    unpacked: bytes = brotli.Decompressor().process(packed, output_buffer_limit=most)
+    return unpacked
+
+
+_UNPACK: dict[int, Callable[[bytes, int], bytes]] = {
+    _ZLIB: lambda packed, most: zlib.decompressobj().decompress(packed, most),
+    _BROTLI: _unbrotli,
+    _ZSTD: lambda packed, most: zstd_frame(_WINDOW).decompress(packed, most),
+}
+"""By CertificateCompressionAlgorithm: what unpacks a certificate, and so many octets of it at most."""
 
 
 def certificate(der: bytes) -> Certificate | None:
