@@ -367,7 +367,7 @@ class Lookups:
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, range(opened[machine]), taken, served[machine], _SOON)
         for machine, theirs in by_server.items():
-            self._policies(self._rows_of[machine], theirs, taken)
+            self._policies(self._rows_of[machine], theirs, taken, False)
         self._neighbours(hosts, uses, taken)
         for machine, theirs in by_client.items():
             self._next_hops(self._rows_of[machine], theirs, range(opened[machine]), taken, served[machine], _LATE)
@@ -378,7 +378,10 @@ class Lookups:
             self._exchange(names, theirs, range(own), taken, served[machine])
             self._next_hops(names, theirs, range(own, len(theirs)), taken, served[machine], _SOON)
             self._exchange(names, theirs, range(own, len(theirs)), taken, served[machine])
-            self._leftovers(names, theirs[:own], taken)
+        for machine, theirs in by_server.items():
+            self._policies(self._rows_of[machine], theirs, taken, True)
+        for machine, theirs in by_client.items():
+            self._leftovers(self._rows_of[machine], theirs[: opened[machine]], taken)
         self.bound = {row: leg for row, leg in taken.items() if leg is not None}
         for row in sorted(self.bound, key=self._when):
             leg = self.bound[row]
@@ -626,28 +629,45 @@ class Lookups:
                 found.setdefault(self._kind[row], row)
         return list(found.values())
 
-    def _policies(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> None:
-        """Rule 3, second half: may this sender?  Each lookup goes to the latest transaction open at its time that it fits."""
+    def _policies(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None], greeted: bool) -> None:
+        """Rule 3, second half: may this sender?
+
+        Of the transactions open at its time that a lookup fits it is for one for which the same was not asked yet, whose client
+        waits for the reply that hangs on it, and of these for the one that was answered first.  `greeted`: the addresses of the
+        name it greeted with; they may be for the server's own next hop.
+        """
         legs = [leg for use in uses for leg in use.legs if leg.sighting is not None and leg.carried]
         legs.sort(key=_leg_start)
         if not legs:
             return
         fits: dict[int, set[str]] = {}
-        for name, rows in names.items():
-            for row in rows:
-                if row in taken:
+        asked: set[tuple[int, str, int]] = set()
+        greetings = {fold(leg.session.client_name) for leg in legs if leg.session is not None and leg.session.client_name}
+        free = [
+            (row, name)
+            for name, rows in names.items()
+            for row in rows
+            if row not in taken and (name in greetings and self.qtype(row) in _FORWARD) is greeted
+        ]
+        for row, name in sorted(free, key=lambda of: self._when(of[0])):
+            ts, kind = self.at[row], self._kind[row]
+            best: tuple[bool, bool, int, int] | None = None
+            at = bisect_right(legs, ts, key=_leg_start)
+            for n in range(at - 1, max(at - 1 - _ACTIVE, -1), -1):
+                leg = legs[n]
+                if ts > leg.end + _AFTER:
                     continue
-                ts = self.at[row]
-                at = bisect_right(legs, ts, key=_leg_start)
-                for leg in reversed(legs[max(at - _ACTIVE, 0) : at]):
-                    if ts > leg.end + _AFTER:
-                        continue
-                    names_of = fits.get(id(leg))
-                    if names_of is None:
-                        names_of = fits[id(leg)] = self._senders(leg)
-                    if name in names_of or (self.purpose(row) == "dnsbl" and self._blocks(name, leg)):
-                        taken[row] = leg
-                        break
+                names_of = fits.get(id(leg))
+                if names_of is None:
+                    names_of = fits[id(leg)] = self._senders(leg)
+                if name in names_of or (self.purpose(row) == "dnsbl" and self._blocks(name, leg)):
+                    until = _answered(leg, ts, name)
+                    rank = ((id(leg), name, kind) in asked, until is None, leg.end if until is None else until, -n)
+                    best = rank if best is None else min(rank, best)
+            if best is not None:
+                leg = legs[-best[3]]
+                taken[row] = leg
+                asked.add((id(leg), name, kind))
 
     def _senders(self, leg: Leg) -> set[str]:
         """Names that a server may ask for to judge a sender."""
@@ -771,6 +791,23 @@ def _codes(codes: dict[Word, int], words: list[Word], column: Sequence[Word]) ->
                     words.append(word)
                 found[i] = code
     return array("i", found)  # type: ignore[arg-type]
+
+
+def _answered(leg: Leg, ts: int, name: str) -> int | None:
+    """When a client got the reply that a question about its message's sender held up; None: it waited for none at that time."""
+    s = leg.sighting
+    assert s is not None
+    envelope = s.ts_rcpt_done if s.ts_rcpt_done is not None else s.ts_data
+    if (
+        envelope is not None
+        and ts <= envelope - leg.shift + _AFTER
+        and "._domainkey." not in name
+        and not name.startswith("_dmarc.")
+    ):
+        return envelope - leg.shift
+    if s.ts_eom is None or ts >= s.ts_eom - leg.shift - _MS:
+        return leg.end
+    return None
 
 
 def _leg_start(leg: Leg) -> int:

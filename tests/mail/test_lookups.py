@@ -267,3 +267,25 @@ def test_a_domain_without_exchangers_is_its_own_and_needs_no_other_name_of_its_s
     post.relay(message, ["goro@b.example"], "B2")
     told = world.tell()
     assert [told.dns(row).hop for row in (*alone, *others)] == [2, 2, 3, 3]
+
+
+def test_what_an_mx_asks_about_two_senders_at_once_is_shared_out_by_the_replies_that_wait_for_it() -> None:
+    world = World()
+    infos = [world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX]) for _ in range(2)]
+    begun = world.now
+    spf = [world.lookup(MX, "a.example", "TXT", 'TXT "v=spf1 -all"') for _ in infos]
+    policies = []
+    for n, info in enumerate(infos, 1):
+        world.now = begun
+        event = world.carry(info, "taro@a.example", ["hanako@b.example"], mail(n), queue_id=f"B{n}")
+        event.ts_rcpt_done = event.ts_data = world.ns(begun + 0.1 * n)
+        event.ts_eom, event.ts_end = world.ns(begun + 0.15 + 0.1 * n), world.ns(begun + 0.2 + 0.1 * n)
+        info.connection.ts_last = world.ns(begun + 0.5)
+        world.now = begun + 0.16 + 0.1 * n
+        policies.append(world.lookup(MX, "_dmarc.a.example", "TXT", 'TXT "v=DMARC1; p=none"', purpose="dmarc"))
+    world.now = begun + 1
+    for info in infos:
+        world.end(info)
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in (*spf, *policies)] == ["<1@a.example>", "<2@a.example>"] * 2
