@@ -372,21 +372,20 @@ class Archive:
         self._info_file.flush()
         infos: dict[int, SessionInfo] = {}
         trails: dict[int, Trail] = {}
+        texts: dict[str, str] = {}
         found: list[Sighting] = []
         for number in numbers.tolist():
             start, end = self._place[number], self._place[number + 1]
-            s = unpacked(read_at(self._file, end - start, start), trails)
+            s = unpacked(read_at(self._file, end - start, start), trails, texts)
             session = self._session[number]
             info = infos.get(session)
             if info is None:
-                info = infos[session] = self._info(self._info_at[session])
+                at = self._info_at[session]
+                start, end = self._info_place[at], self._info_place[at + 1]
+                info = infos[session] = unpacked_session(read_at(self._info_file, end - start, start), texts)
             s.session = info
             found.append(s)
         return found
-
-    def _info(self, at: int) -> SessionInfo:
-        start, end = self._info_place[at], self._info_place[at + 1]
-        return unpacked_session(read_at(self._info_file, end - start, start))
 
     def close(self) -> None:
         """Give the temporary files back."""
@@ -406,9 +405,15 @@ def packed_session(info: SessionInfo) -> bytes:
     return pickle.dumps((_of_info(info), _of_connection(info.connection)), 5)
 
 
-def unpacked_session(octets: bytes) -> SessionInfo:
-    """The session again."""
+def _same(values: Iterable[Any], texts: dict[str, str]) -> Iterator[Any]:
+    """Values, equal texts being one: names, addresses and replies of servers come again and again."""
+    return (texts.setdefault(value, value) if type(value) is str else value for value in values)
+
+
+def unpacked_session(octets: bytes, texts: dict[str, str]) -> SessionInfo:
+    """The session again; `texts`: those there are."""
     values, connection = pickle.loads(octets)  # our own file, which has no name
+    values, connection = _same(values, texts), _same(connection, texts)
     of_connection = dict(zip(_CONNECTION, connection, strict=True))
     return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
 
@@ -419,19 +424,19 @@ def packed(s: Sighting) -> bytes:
     return pickle.dumps((_of_sighting(s), list(map(_of_recipient, s.recipients)), trail), 5)
 
 
-def unpacked(octets: bytes, trails: dict[int, Trail]) -> Sighting:
-    """The sighting again, all but its session; `trails`: those there are, by mark."""
+def unpacked(octets: bytes, trails: dict[int, Trail], texts: dict[str, str]) -> Sighting:
+    """The sighting again, all but its session; `trails`, `texts`: those there are, trails by mark."""
     values, recipients, fields_ = pickle.loads(octets)  # our own file, which has no name
     s = Sighting()
-    for name, value in zip(_SIGHTING, values, strict=True):
+    for name, value in zip(_SIGHTING, _same(values, texts), strict=True):
         setattr(s, name, value)
     s.order = 0
-    s.recipients = [Recipient(*r) for r in recipients]
+    s.recipients = [Recipient(*_same(r, texts)) for r in recipients]
     trail: Trail | None = None
     for mark, octets_, field in reversed(fields_):
         known = trails.get(mark)
         if known is None:
-            known = trails[mark] = Trail(Received._make(field), trail, octets_, mark)
+            known = trails[mark] = Trail(Received._make(_same(field, texts)), trail, octets_, mark)
         trail = known
     s.trail = trail
     return s

@@ -4,6 +4,7 @@ Answers are collected without regard to time: the book is read to recognise name
 """
 
 import re
+from collections.abc import Set
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -23,6 +24,23 @@ def fold(name: str) -> str:
     return name.rstrip(".").lower()
 
 
+class _Several(dict[str, "str | set[str]"]):
+    """Key -> its values: nearly always one, of which no set is made then."""
+
+    def add(self, key: str, value: str) -> None:
+        known = self.get(key)
+        if known is None:
+            self[key] = value
+        elif isinstance(known, set):
+            known.add(value)
+        elif known != value:
+            self[key] = {known, value}
+
+    def of(self, key: str) -> Set[str]:
+        known = self.get(key)
+        return _NONE if known is None else known if isinstance(known, set) else {known}
+
+
 class Book:
     """Names and addresses.  Keys are folded names and canonical addresses."""
 
@@ -37,10 +55,10 @@ class Book:
         self.exchangers: dict[str, dict[str, int]] = {}
         """Domain -> exchanger -> preference."""
         self._aliases: dict[str, str] = {}
-        self._aliased: dict[str, set[str]] = {}
-        self._owners: dict[str, set[str]] = {}
+        self._aliased = _Several()
+        self._owners = _Several()
         """Address -> names that resolve to it."""
-        self._pointers: dict[str, set[str]] = {}
+        self._pointers = _Several()
         """Address -> names by PTR."""
         self._spf: dict[str, str] = {}
         self.full = False
@@ -76,7 +94,7 @@ class Book:
             ip = canonical_ip(rdata)
             if ip is not None:
                 self.addresses.setdefault(owner, set()).add(ip)
-                self._owners.setdefault(ip, set()).add(owner)
+                self._owners.add(ip, owner)
         elif rtype == "MX":
             preference, _, target = rdata.partition(" ")
             if preference.isdigit():
@@ -85,11 +103,11 @@ class Book:
         elif rtype == "CNAME":
             target = fold(rdata)
             self._aliases[owner] = min(target, self._aliases.get(owner, target))
-            self._aliased.setdefault(target, set()).add(owner)
+            self._aliased.add(target, owner)
         elif rtype == "PTR":
             ip = unreverse(owner)
             if ip is not None:
-                self._pointers.setdefault(ip, set()).add(fold(rdata))
+                self._pointers.add(ip, fold(rdata))
         elif rtype in ("TXT", "SPF") and "v=spf1" in rdata[:32].lower():
             self._spf[owner] = min(rdata, self._spf.get(owner, rdata))
 
@@ -104,23 +122,23 @@ class Book:
         """Addresses of a name."""
         return self.addresses.get(self.chain(name)[-1], _NONE)
 
-    def names_of(self, ip: str) -> set[str]:
+    def names_of(self, ip: str) -> Set[str]:
         """Names that resolve to an address, and its PTR names."""
-        return self._owners.get(ip, set()) | self._pointers.get(ip, set())
+        return self._owners.of(ip) | self._pointers.of(ip)
 
     def owners_of(self, ip: str) -> set[str]:
         """Names that resolve to an address, aliases included."""
-        found = set(self._owners.get(ip, ()))
+        found = set(self._owners.of(ip))
         todo = list(found)
         while todo and len(found) < _OWNERS:
-            more = self._aliased.get(todo.pop(), _NONE) - found
+            more = self._aliased.of(todo.pop()) - found
             found |= more
             todo += more
         return found
 
-    def pointers_of(self, ip: str) -> set[str] | frozenset[str]:
+    def pointers_of(self, ip: str) -> Set[str]:
         """PTR names of an address."""
-        return self._pointers.get(ip, _NONE)
+        return self._pointers.of(ip)
 
     def policy_names(self, domain: str) -> set[str]:
         """Names that evaluating a domain's SPF record may ask for (RFC 7208 4.6.4: ten lookups)."""

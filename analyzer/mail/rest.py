@@ -150,10 +150,11 @@ class Rest:
     def take(self, number: int, trails: dict[int, Trail], session: Callable[[SessionInfo], SessionInfo]) -> Resting:
         """Take a web back.  `trails`: those there are, by mark; `session`: tells which object a session is."""
         sessions, sightings, events, evidence, messages = pickle.loads(self._halves(number)[0])  # our own file, which has no name
-        infos = [session(unpacked_session(octets)) for octets in sessions]
+        texts: dict[str, str] = {}
+        infos = [session(unpacked_session(octets, texts)) for octets in sessions]
         back = Resting([], [], evidence, messages)
         for at, octets in sightings:
-            s = unpacked(octets, trails)
+            s = unpacked(octets, trails, texts)
             s.session = infos[at]
             back.sightings.append(s)
         for event in events:
