@@ -170,6 +170,8 @@ class Pipeline:
     def finish(self, sources: Iterable[SourceInfo] = (), others: Sequence[Counted] = ()) -> Tables:
         """Nothing more will come: end what is open, tell the story, fill the tables."""
         self.end(others)
+        self._decoders, self._streams = [], []  # what they remember is of no use any more, and telling needs room
+        self.datagrams = dns.Datagrams(self.limits)
         for source in sources:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
             self._take(source.notes)
@@ -432,6 +434,7 @@ def _read(
                     pipeline.learn(info)
                     pipeline.feed(frames)
                     pipeline.gather(crew)
+                    del frames  # with the last of them goes the buffer
         crew.wait()
         pipeline.gather(crew)
         for counted, asked, used in crew.words:
