@@ -73,7 +73,7 @@ class Hop(NamedTuple):
     tls_s: Annotated[float | None, "STARTTLS or implicit TLS handshake"]
     auth_s: Annotated[float | None, "login"]
     envelope_s: Annotated[float | None, "MAIL to the reply to DATA"]
-    transfer_s: Annotated[float | None, "message octets"]
+    transfer_s: Annotated[float | None, "from the reply to DATA to the last octet of the message"]
     accept_s: Annotated[float | None, "from the last octet to the deciding reply"]
     tcp_stream: Annotated[int | None, "TCP conversation in the source, as Wireshark's tcp.stream"]
     first_frame: Annotated[int | None, "first frame within the source"]

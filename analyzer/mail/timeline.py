@@ -154,6 +154,8 @@ def _phases(leg: Leg, s: Sighting, info: SessionInfo, lookups: Lookups) -> tuple
         greeting = seconds(opened, info.ts_greeted)
         auth = seconds(info.ts_auth, info.ts_auth_done)
         before = conn.ts_syn or conn.ts
+    elif leg.dns:  # it asked before it found that an open connection would do
+        dns = _covered(lookups, leg, leg.ts)
     queue = None
     if leg.parent is not None and leg.parent.sighting is not None and s.ts_start is not None:
         queue = seconds(leg.parent.seen_end, s.ts_start)
@@ -163,8 +165,9 @@ def _phases(leg: Leg, s: Sighting, info: SessionInfo, lookups: Lookups) -> tuple
         return (queue, dns, connect, greeting, tls, auth, None, seconds(s.ts_data, s.ts_eom), seconds(s.ts_eom, s.ts_end))
     if s.ts_data is None and s.ts_eom is None:
         return (queue, dns, connect, greeting, tls, auth, seconds(s.ts_start, s.ts_end), None, None)
-    envelope = seconds(s.ts_start, s.ts_rcpt_done if s.ts_rcpt_done is not None else s.ts_data)
-    return (queue, dns, connect, greeting, tls, auth, envelope, seconds(s.ts_data, s.ts_eom), seconds(s.ts_eom, s.ts_end))
+    agreed = min((t for t in (s.ts_rcpt_done, s.ts_data) if t is not None), default=None)
+    envelope, transfer = seconds(s.ts_start, agreed), seconds(agreed, s.ts_eom)
+    return (queue, dns, connect, greeting, tls, auth, envelope, transfer, seconds(s.ts_eom, s.ts_end))
 
 
 def _covered(lookups: Lookups, leg: Leg, until: int) -> float | None:

@@ -145,6 +145,27 @@ def test_phases_add_up_to_the_time_between_hops() -> None:
     assert (second.envelope_s, second.transfer_s, second.accept_s) == (0.003, 0.003, 0.004)
 
 
+def test_phases_of_a_message_on_an_open_connection_tell_its_lookups_from_the_queue() -> None:
+    world = World()
+    post = Post(world)
+    waiting = [post.submit(mail(n), H, f"A{n}") for n in (1, 2)]
+    info = None
+    for n, message in enumerate(waiting, 1):
+        exchangers(world, MSA)
+        info = info or world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+        event = world.carry(info, "taro@a.example", H, message, queue_id=f"B{n}")
+        assert event.ts_start is not None
+        event.ts_rcpt_done = event.ts_start + 1_000_000  # the client takes two milliseconds to begin with the message
+    assert info is not None
+    world.end(info)
+    hops = {(h.message_id, h.hop): h for h in world.tell().hops}
+    before, after = hops["<2@a.example>", 1], hops["<2@a.example>", 2]
+    assert after.dns_s is not None and 0.001 < after.dns_s < 0.002
+    assert (after.envelope_s, after.transfer_s, after.accept_s) == (0.001, 0.005, 0.004)
+    spent = (after.queue_s, after.dns_s, after.envelope_s, after.transfer_s, after.accept_s)
+    assert abs(sum(p or 0.0 for p in spent) - (after.ts_end - before.ts_end) / SECOND) < 1e-6
+
+
 def test_pop3_messages_are_known_by_their_unique_ids_in_a_later_session() -> None:
     world = World()
     stored = Post(world).whole()
