@@ -20,6 +20,7 @@ ETHERTYPE_KINDS = {
     0x8847: "mpls",
     0x8848: "mpls",
     0x8864: "pppoe",
+    0x8909: "cmd",  # Cisco MetaData: a security group tag
     0x8926: "vntag",
     0x893F: "etag",  # IEEE 802.1BR
     0x88E7: "pbb",  # IEEE 802.1ah
@@ -252,6 +253,7 @@ STEPS: dict[str, Step] = {
     "ethernet": ethernet,
     "bridged": ethernet,
     "vlan": vlan,
+    "cmd": partial(_tag, size=6),
     "vntag": partial(_tag, size=4),
     "etag": partial(_tag, size=6),
     "pbb": partial(_after, size=4, kind="ethernet"),
@@ -277,5 +279,5 @@ STEPS: dict[str, Step] = {
     "hdlc_after_1": partial(_after, size=1, kind="hdlc"),
     "ethernet_after_4": partial(_after, size=4, kind="ethernet"),
 }
-WRAPPERS = frozenset({"bridged", "vlan", "vntag", "etag", "pbb", "pppoe", "ppi"})
+WRAPPERS = frozenset({"bridged", "vlan", "cmd", "vntag", "etag", "pbb", "pppoe", "ppi"})
 """Kinds that count as an encapsulation; every way back to a kind already met goes through one of these or a tunnel's."""

@@ -196,6 +196,7 @@ LINKS = {
     "802.2 with the SAP of IP": (1, ethernet(b"\x06\x06\x03" + PACKET, 3 + len(PACKET))),
     "provider backbone bridge": (1, ethernet(b"\0\0\0\1" + ethernet(PACKET), 0x88E7)),
     "E-tag": (1, ethernet(b"\0" * 6 + b"\x08\0" + PACKET, 0x893F)),
+    "Cisco MetaData": (1, ethernet(b"\x01\x01\0\x01\0\x07\x08\0" + PACKET, 0x8909)),
     "VN-tag": (1, ethernet(b"\0" * 4 + b"\x08\0" + PACKET, 0x8926)),
     "MPLS": (1, ethernet(b"\0\0\x11\x40" + PACKET, 0x8847)),
     "MPLS, two labels, IPv6": (1, ethernet(b"\0\0\x10\x40\0\0\x21\x40" + PACKET6, 0x8848)),

@@ -39,6 +39,7 @@ from analyzer.protocols.smtp.vocabulary import (
 _DOMAIN = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?\Z|\[[0-9A-Za-z:.]+\]\Z")
 _ODD = re.compile(rb"[^A-Za-z-]")
 MASKED = "***"
+_LMTP = re.compile(rb"\bLMTP\b")
 
 
 class Session(Plain):
@@ -50,6 +51,7 @@ class Session(Plain):
     _tls_reply: Reply | None = None
     _greeting: Reply | None = None  # came before any command was read
     _bare_lf: bool = False
+    _helloed: bool = False
 
     def pump(self) -> None:
         """Read as far as both inboxes allow."""
@@ -134,6 +136,8 @@ class Session(Plain):
         """The server has opened the session (RFC 5321 3.1)."""
         info = self.info
         info.ts_banner, info.frame_banner = reply.ts, reply.frame
+        if not self._helloed and _LMTP.search(b" ".join(reply.lines[:20])):  # RFC 2033 5: until a client says otherwise
+            info.protocol = "lmtp"
         info.server_name = _domain(reply) or info.server_name
         info.server_software = software(b" ".join(reply.lines[:20]))
 
@@ -368,8 +372,8 @@ class Session(Plain):
         return verb
 
     def _read_hello(self, given: Given, rest: bytes) -> None:
-        if given.verb == "LHLO":
-            self.info.protocol = "lmtp"
+        self.info.protocol = "lmtp" if given.verb == "LHLO" else "smtp"
+        self._helloed = True
         self._read_end(given, rest)
 
     def _read_end(self, given: Given, rest: bytes) -> None:
