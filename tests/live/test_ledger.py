@@ -71,8 +71,9 @@ def test_what_is_finished_early_is_said() -> None:
     assert "traces_finished_early" in tables.anomaly_counts()
 
 
-def test_within_the_limits_the_tables_are_those_of_the_file(whole: Tables) -> None:
-    tables, _ = forgetful(Limits(batch_bytes=4096))
+@pytest.mark.parametrize("idle", [35_000_000_000, 0], ids=["awake", "at rest at once"])
+def test_within_the_limits_the_tables_are_those_of_the_file(whole: Tables, idle: int) -> None:
+    tables, _ = forgetful(Limits(batch_bytes=4096, live_awake_idle=idle))
     for table in (
         "messages",
         "hops",

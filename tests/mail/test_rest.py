@@ -1,0 +1,131 @@
+"""Messages at rest: what comes late joins them as if they had never been put away."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from builders import MSA, MX, NAMES, READER, STORE, Post, World, mail, rows
+
+from analyzer.ledger import Ledger
+from analyzer.limits import Limits
+from analyzer.mail.story import BY_MESSAGE
+from analyzer.protocols.base import SessionEnded
+from analyzer.protocols.dns import Transaction
+
+TO = ["hanako@b.example"]
+HOUR = 3600 * 10**9
+AT_ONCE = Limits(story_sightings=0, live_awake_idle=0, live_decided_idle=HOUR, queue_lifetime=10 * HOUR, live_attempt_age=HOUR)
+
+
+def fetched_late(world: World, post: Post) -> None:
+    stored = post.whole()
+    world.pass_time(300)
+    reader = world.session("pop3", READER, STORE, 110, auth_user="hanako@b.example", auth_ok=True)
+    world.retrieve(reader, stored, number=1, uidl="u1")
+    world.end(reader)
+    world.pass_time(100)
+    again = world.session("pop3", READER, STORE, 110, auth_user="hanako@b.example", auth_ok=True)
+    world.mailbox(again, "deleted", number=1, uidl="u1")
+    world.end(again)
+
+
+def greylisted(world: World, post: Post) -> None:
+    message = post.submit(mail(1), TO)
+    for _ in range(2):
+        post.hand(MSA, MX, 25, "taro@a.example", TO, None, outcome="deferred", size=len(message))
+        world.pass_time(60)
+    post.deliver(post.relay(message, TO), TO)
+
+
+def tried_in_vain(world: World, post: Post) -> None:
+    world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example.")
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    message = post.submit(mail(1), TO)
+    for _ in range(3):
+        world.pass_time(50)
+        world.attempt(MSA, MX, 25, "unanswered")
+    world.pass_time(20)
+    post.relay(message, TO)
+
+
+def reported(world: World, post: Post) -> None:
+    message = post.submit(mail(1), TO)
+    post.hand(MSA, MX, 25, "taro@a.example", TO, message, outcome="rejected", code=550)
+    world.pass_time(200)
+    report = (
+        "From: MAILER-DAEMON@a.example\nTo: taro@a.example\nMessage-ID: <dsn@a.example>\nSubject: failed\n"
+        "Content-Type: multipart/report; report-type=delivery-status; boundary=b\n\n"
+        "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; smtp.a.example\n\n"
+        "Final-Recipient: rfc822; hanako@b.example\nAction: failed\nStatus: 5.1.1\n"
+        "--b\nContent-Type: message/rfc822-headers\n\nMessage-ID: <1@a.example>\nSubject: Number 1\n\n--b--\n"
+    )
+    post.hand(MSA, STORE, 24, "", ["taro@a.example"], report)
+
+
+def inside_tls(world: World, post: Post) -> None:
+    message = post.submit(mail(1), TO)
+    hidden = world.session("smtp", MSA, MX, 25, visibility="opaque", tls="starttls", server_name=NAMES[MX])
+    stored = post.relay(message, TO)
+    world.events.pop()  # what went on inside was not seen,
+    world.events.pop()
+    world.pass_time(1)
+    post.deliver(stored, TO)
+    world.pass_time(90)
+    world.end(hidden)  # and that there was something is known late
+
+
+def two_friends(world: World, post: Post) -> None:
+    for number in (1, 2, 3):
+        post.whole(number)
+        world.pass_time(40)
+    info = world.session("imap", READER, STORE, 143, auth_user="hanako@b.example", auth_ok=True)
+    for number in (1, 2, 3):
+        world.retrieve(info, mail(number), mailbox="INBOX", uidvalidity=7, uid=number)
+        world.pass_time(40)
+        world.mailbox(info, "flagged", mailbox="INBOX", uidvalidity=7, uid=number, detail="+FLAGS (\\Seen)")
+    world.end(info)
+
+
+STORIES = [fetched_late, greylisted, tried_in_vain, reported, inside_tls, two_friends]
+
+
+def lived(world: World, limits: Limits) -> tuple[dict[str, list[Any]], int]:
+    """The rows of a story that was told after every event, everything resting at once; and how many messages rested."""
+    ledger = Ledger(limits)
+    rested = 0
+    for event in world.events:
+        if isinstance(event, Transaction):
+            ledger.look([event])
+        else:
+            ledger.feed(event)
+        told = ledger.retell()
+        if told is not None:
+            ledger.let_go(told)
+        for table, _ in ledger.settle(ledger_time(event)):
+            assert table == "dns"
+        rested = max(rested, sum(ledger.resting_outcomes.values()))
+    told = ledger.finish()
+    found = {table: rows(getattr(told, table)) for table in (*BY_MESSAGE, "hosts")}
+    for table, row in ledger.resting_rows():  # it is not told again at the end
+        if table in found:
+            found[table].append(row)
+    return found, rested
+
+
+def ledger_time(event: Any) -> int:
+    """When something has just happened."""
+    if isinstance(event, SessionEnded):
+        return event.info.connection.ts_last + 1
+    return int(getattr(event, "ts_end", None) or event.ts) + 1
+
+
+@pytest.mark.parametrize("happens", STORIES)
+def test_what_comes_late_joins_what_rests(happens: Callable[[World, Post], None]) -> None:
+    world = World()
+    happens(world, Post(world))
+    told = world.tell()
+    live, rested = lived(world, AT_ONCE)
+    assert rested
+    for table in BY_MESSAGE:
+        assert sorted(live[table], key=repr) == sorted(getattr(told, table), key=repr), table
+    assert sorted(live["hosts"]) == sorted(rows(told.hosts))
