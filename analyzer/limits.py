@@ -47,10 +47,13 @@ class Limits:
     """Age at which an incomplete IP packet is given up."""
 
     # wire: connections
-    connections: int = 500_000
+    connections: int = 300_000
     """Flows remembered (some 150 octets each): the ones not heard of for longest are forgotten."""
     open_connections: int = 100_000
-    """Connections followed at once (some 2 KB each): the least recently used are closed (`timeout`), `connections_dropped`."""
+    """Connections followed at once: the least recently used are closed (`timeout`), `connections_dropped`."""
+    open_bytes: int = 96 << 20
+    """Octets that these take, at 2 KB each and 10 KB with a mail session: beyond, as `open_connections`; those that no protocol
+    has recognised go first."""
     connection_idle: int = 86_400_000_000_000
     """Silence after which a connection is over (`timeout`).  TCP itself knows none (RFC 9293 3.8.4): hours are survived."""
     half_open_idle: int = 120_000_000_000
@@ -152,13 +155,13 @@ class Limits:
     the story does not depend on it."""
     story_part: int = 2_000
     """Crossings told at a time then; those that DNS, mailbox events, reports or failed connections concern are told at once."""
-    hosts: int = 200_000
+    hosts: int = 100_000
     """Hosts kept that only had part in sessions without a message: further ones have no row, `hosts_dropped`."""
-    lookups: int = 2_000_000
+    lookups: int = 750_000
     """DNS questions remembered to bind them to hops: later ones are bound to none, `lookups_dropped`."""
-    book_entries: int = 500_000
+    book_entries: int = 250_000
     """DNS answer records remembered to know names and exchangers: later ones are not, `lookups_dropped`."""
-    idle_connections: int = 50_000
+    idle_connections: int = 20_000
     """Failed connections and sessions without a transaction kept for the message they were made for: then `attempts_dropped`."""
     mailbox_events: int = 1_000_000
     """Mailbox events kept for the timeline: later ones are not told, `mailbox_events_dropped`."""
@@ -168,7 +171,7 @@ class Limits:
     """Messages that `browse` lists: beyond, the first ones are there and the rest is counted."""
     report_messages: int = 20_000
     """Messages of an HTML report: beyond, the first ones are in it and the rest is counted."""
-    spool_rows: int = 20_000
+    spool_rows: int = 10_000
     """Rows of one table held in memory: then they are sorted and spilled to a temporary file."""
     folded_anomalies: int = 1000
     """Rows of one anomaly name and source: beyond it they are counted in one last row."""

@@ -33,6 +33,8 @@ from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
 T = TypeVar("T")
+_DATAGRAMS = 8192
+"""DNS datagrams decoded at a time: a batch may hold ten times as many, a KB each once decoded."""
 _MAIL_TABLE = np.array(sorted(MAIL_PORTS))
 _SAMPLE = 4 << 20
 """Octets of a capture by which it is judged whether to share its work."""
@@ -131,8 +133,8 @@ class Pipeline:
         if len(packets):
             if self.share[0] == self.share[1] - 1:
                 rows = dns.candidate_rows(packets)
-                if len(rows):
-                    self._take(self.datagrams.feed(packets, rows))
+                for first in range(0, len(rows), _DATAGRAMS):
+                    self._take(self.datagrams.feed(packets, rows[first : first + _DATAGRAMS]))
             self._deliver(self._streams[tap].feed(packets))
         self._drain()
 

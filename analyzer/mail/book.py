@@ -47,7 +47,8 @@ class Book:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._entries = 0
-        self._sections: list[list[str]] = []
+        self._sections: list[str | tuple[str, ...]] = []
+        """Of one answer or of several."""
         self._read = 0
         """Sections understood so far."""
         self._known: dict[str | tuple[str, ...], int] = {}
@@ -72,7 +73,7 @@ class Book:
                 self.full = True
                 return -1
             known = self._known[section] = len(self._sections)
-            self._sections.append(answers)
+            self._sections.append(section)
             self._entries += len(answers)
         return known
 
@@ -80,14 +81,15 @@ class Book:
         """Understand what was learned: not before somebody will ask, for most captures' lookups have nothing to do with mail."""
         sections, self._read = self._sections[self._read :], len(self._sections)
         for section in sections:
-            for answer in section:
+            for answer in (section,) if isinstance(section, str) else section:
                 owner, _, rest = answer.partition(" ")
                 rtype, _, rdata = rest.partition(" ")
                 self._record(fold(owner), rtype, rdata)
 
     def section(self, number: int) -> list[str]:
         """An answer section by its number."""
-        return self._sections[number]
+        section = self._sections[number]
+        return [section] if isinstance(section, str) else list(section)
 
     def _record(self, owner: str, rtype: str, rdata: str) -> None:
         if rtype in ("A", "AAAA"):

@@ -37,6 +37,8 @@ _HEAD = 4096
 _ROOM = 32_768
 """Rows of flows, where there are no more, that take their memory at once: a live capture's is to stay as it is."""
 _PIECE_COST = 128
+_FLOW_COST, _SESSION_COST = 2_000, 8_000
+"""Octets that a connection takes, and more where it carries a mail session."""
 _ENDED = 1000
 """Connections remembered by name after their end, to say of which one late octets were."""
 _BIG = 4096
@@ -872,11 +874,7 @@ class Streams:
         for flow in sorted(self._lingering.values(), key=lambda f: f.end_ts)[: max(len(self._lingering) - limits.lingering, 0)]:
             self._close(flow, flow.ending or "timeout")
         self._bound_pending()
-        if len(flows.live) > limits.open_connections:
-            oldest = sorted(flows.live.values(), key=lambda f: (f.ts_last, f.slot))
-            for flow in oldest[: len(oldest) - limits.open_connections * 9 // 10]:
-                self._count(flow.source, "dropped", 1, flow.slot, flow)
-                self._close(flow, "timeout", NONE)
+        self._bound_open()
         if len(flows.live) * 4 * limits.history_bytes > limits.history_total:
             halves = [h for flow in flows.live.values() for h in flow.half]
             if sum(h.old_octets for h in halves) > limits.history_total:
@@ -886,6 +884,23 @@ class Streams:
         self._write()
         if flows.count > limits.connections * 5 // 4:
             self._forget_oldest()
+
+    def _bound_open(self) -> None:
+        """Close the quietest connections while too many are followed, or they take too much; mail sessions last."""
+        limits, live = self._limits, self._flows.live
+        taken = len(live) * (_FLOW_COST + _SESSION_COST)
+        if taken > limits.open_bytes:
+            taken = len(live) * _FLOW_COST + sum(flow.wanted for flow in live.values()) * _SESSION_COST
+        if len(live) <= limits.open_connections and taken <= limits.open_bytes:
+            return
+        count, most, octets = len(live), limits.open_connections * 9 // 10, limits.open_bytes * 9 // 10
+        for flow in sorted(live.values(), key=lambda f: (f.wanted, f.ts_last, f.slot)):
+            if count <= most and taken <= octets:
+                break
+            count -= 1
+            taken -= _FLOW_COST + flow.wanted * _SESSION_COST
+            self._count(flow.source, "dropped", 1, flow.slot, flow)
+            self._close(flow, "timeout", NONE)
 
     def _bound_pending(self) -> None:
         """Give up the holes of the largest holders while too much is held in all."""
