@@ -44,6 +44,8 @@ _FORCE = 1.25
 """Share of a limit at which a telling cannot wait."""
 _FRESH = 8
 """Share of `Limits.live_awake`, 1/8, that may have come since the last telling: then another cannot wait."""
+_WAITS = 2000
+"""Hops of messages out of the way whose times are kept for the watch screen."""
 _WEB = 64
 """Sightings of a web beyond which it does not rest and its messages leave one by one."""
 _REST_PART = 4
@@ -91,6 +93,8 @@ class Ledger(Story):
         """Hosts of messages that are finished or rest."""
         self._claims_before: dict[Claim, None] = {}
         self._held_trails = 0
+        self._waits_before: deque[tuple[str, float | None, float | None]] = deque(maxlen=_WAITS)
+        """`waits` of the latest that rest or are finished."""
         self._carried_by: set[str] = set()
         """Sessions that finished messages were told with."""
         self._lost: Counter[str] = Counter()
@@ -423,8 +427,8 @@ class Ledger(Story):
         return np.concatenate((awake, self._rest.traces()))
 
     def waits(self) -> Iterator[tuple[str, float | None, float | None]]:
-        """Server's role, accept_s and queue_s of their hops."""
-        return (wait for web in self._webs for one in web.told for wait in one.waits)
+        """Server's role, accept_s and queue_s of their hops, and of the latest before them."""
+        return chain(self._waits_before, (wait for web in self._webs for one in web.told for wait in one.waits))
 
     def hosts_before(self) -> Any:
         """Hashes of the ids of hosts that had part in finished messages, as a numpy column."""
@@ -509,6 +513,7 @@ class Ledger(Story):
         """Their rows have been taken: forget them, but for what they say of hosts."""
         events = {id(event): event for one in over for event in self._its_own(one)}
         self._known.add(hosts_of(over))
+        self._waits_before.extend(wait for one in over for wait in one.waits)
         self._mailbox = deque(event for event in self._mailbox if id(event) not in events)
         self._tries = deque(event for event in self._tries if id(event) not in events)
         self._carried_by.update(event.session_id for event in events.values() if isinstance(event, SessionInfo))
