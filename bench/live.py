@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from heapq import merge
 from pathlib import Path
+from typing import Any
 
 import gen
 import numpy as np
@@ -39,6 +40,8 @@ from analyzer.limits import Limits
 
 HERE = Path(__file__).resolve()
 NEAR, FAR = "mh0", "mh1"
+AHEAD = 512 << 10
+"""Octets that may be written before they are analyzed: some seconds of mail."""
 DOMAINS = 400
 """Domains that mail is for."""
 
@@ -263,21 +266,26 @@ def churn(seconds: float, times: int, rate: float, at_most: float, details: bool
     return int(last > once * (1 + at_most / 100))
 
 
-def pour(maker: "subprocess.Popen[bytes]", path: str, live: object, pace: float) -> None:
+def pour(maker: "subprocess.Popen[bytes]", path: str, live: Any, pace: float) -> None:
     """Copy what is made, no faster than it is analyzed: what waits is not what is measured.
 
     `pace`: capture time goes on at most so many times as fast as the clock; 0: as fast as it can.
     """
     assert maker.stdout is not None
-    began = time.monotonic()
+    written, began = 0, time.monotonic()
+
+    def early() -> bool:
+        counts = live.counts
+        waits = written - counts.octets - 16 * counts.packets  # a record's header
+        return waits > AHEAD or bool(pace and (live._now or gen.T0 * 1e9) / 1e9 - gen.T0 > (time.monotonic() - began) * pace)
+
     with open(path, "wb", buffering=0) as pipe:
         try:
             while piece := os.read(maker.stdout.fileno(), 1 << 16):
-                while live._backlog.waiting > 5000 or (  # type: ignore[attr-defined]
-                    pace and live._now and live._now / 1e9 - gen.T0 > (time.monotonic() - began) * pace  # type: ignore[attr-defined]
-                ):
+                while early():
                     time.sleep(0.005)
                 pipe.write(piece)
+                written += len(piece)
         except (BrokenPipeError, ValueError):
             pass
 
