@@ -15,6 +15,8 @@ class Limits:
     # wire: files
     batch_bytes: int = 8 << 20
     """Octets of capture file decoded at a time; results do not depend on it."""
+    batch_frames: int = 40_000
+    """Frames decoded at a time (some 500 octets each); results do not depend on it."""
     record_bytes: int = 16 << 20
     """Longest believable frame; a larger length field is damage: `damaged_capture`, then resynchronise."""
     unpacked_bytes: int = 64 << 30
@@ -47,11 +49,11 @@ class Limits:
     """Age at which an incomplete IP packet is given up."""
 
     # wire: connections
-    connections: int = 300_000
+    connections: int = 200_000
     """Flows remembered (some 150 octets each): the ones not heard of for longest are forgotten."""
     open_connections: int = 100_000
     """Connections followed at once: the least recently used are closed (`timeout`), `connections_dropped`."""
-    open_bytes: int = 96 << 20
+    open_bytes: int = 64 << 20
     """Octets that these take, at 2 KB each and 10 KB with a mail session: beyond, as `open_connections`; those that no protocol
     has recognised go first."""
     connection_idle: int = 86_400_000_000_000

@@ -41,7 +41,7 @@ from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.dumpcap import BadFilter
 from analyzer.wire.live import Feed, Wanted, default_filters, filter_error, open_feed
 from analyzer.wire.ring import CaptureFile, RingRule
-from analyzer.wire.types import FRAME_COLUMNS, Frames, SourceInfo
+from analyzer.wire.types import Frames, SourceInfo
 
 if TYPE_CHECKING:
     from analyzer.analysis import Analysis
@@ -360,7 +360,7 @@ class Live:
         try:
             for frames in feed.frames(info):
                 if until is not None and count + len(frames) >= until:
-                    frames = _first(frames, until - count)  # noqa: PLW2901
+                    frames = frames.part(0, until - count)  # noqa: PLW2901
                 count += len(frames)
                 news, secrets = info.secrets[secrets:], len(info.secrets)
                 whole = self._save(frames)
@@ -759,11 +759,6 @@ def _copied(frames: Frames) -> Frames:
     first = int(frames.offset.min())
     last = int((frames.offset + frames.length).max())
     return replace(frames, data=bytes(memoryview(frames.data)[first:last]), offset=frames.offset - first)
-
-
-def _first(frames: Frames, count: int) -> Frames:
-    """The first frames of a batch."""
-    return replace(frames, **{name: getattr(frames, name)[:count] for name in FRAME_COLUMNS})
 
 
 def _waits(hop: Hop) -> tuple[str, float | None, float | None]:

@@ -126,9 +126,14 @@ class Pipeline:
 
     def feed(self, frames: Frames) -> None:
         """Take the next batch of frames of a source."""
-        tap = self._tap(frames)
+        tap, most = self._tap(frames), self.limits.batch_frames
+        for first in range(0, len(frames), most):
+            self._feed(tap, frames.part(first, first + most) if len(frames) > most else frames)
+        self._drain()
+
+    def _feed(self, tap: int, frames: Frames) -> None:
         packets = self._decoders[tap].decode(frames)
-        if self.taps is not None and len(frames):
+        if self.taps is not None:
             self.taps.saw(frames.source, packets, int(frames.ts.max()))
         if len(packets):
             if self.share[0] == self.share[1] - 1:
@@ -136,7 +141,6 @@ class Pipeline:
                 for first in range(0, len(rows), _DATAGRAMS):
                     self._take(self.datagrams.feed(packets, rows[first : first + _DATAGRAMS]))
             self._deliver(self._streams[tap].feed(packets))
-        self._drain()
 
     def _add_tap(self) -> None:
         self._decoders.append(Decoder(self.limits))
