@@ -8,7 +8,7 @@ Rules of this file:
 3. A message ends at its final dot, at nothing else; after a gap only rule 2 or the octets announced may say that the
    end was lost with it.
 4. A mark to delete is nothing until QUIT is answered `+OK` (RFC 1939 6).
-5. TOP shows a message, RETR retrieves it.
+5. TOP shows a message, RETR retrieves it; where the command was not seen, only as many octets as were announced are a message.
 """
 
 import re
@@ -558,7 +558,8 @@ class Session(BaseSession):
         assert reply is not None and reply.reader is not None
         self.reply = None
         asked = reply.asked
-        content = reply.reader.content(whole and not reply.lost)
+        retrieved = asked is not None or reply.announced == reply.reader.size  # else it may be what TOP shows
+        content = reply.reader.content(whole and retrieved and not reply.lost)
         for name, detail in reply.reader.oddities:
             self.weird(name, detail, reply.ts_first, reply.first_frame)
         n = number(asked.argument) if asked else None
@@ -632,7 +633,7 @@ class Session(BaseSession):
         while self.waiting[0] is not boundary:
             self._unanswered(self.waiting.popleft())
         if boundary.ack < here:
-            self._amid(boundary)
+            self._amid(boundary, begun=reply is None and 0 <= here - lost <= boundary.ack)
         return True
 
     def _two_lines(self) -> bool:
@@ -659,8 +660,11 @@ class Session(BaseSession):
         """The message's announced octets end inside the gap."""
         return reply.announced is not None and lost >= 0 and reply.seen + lost > reply.announced
 
-    def _amid(self, asked: _Asked) -> None:
-        """We are in the middle of the reply to this command: its status indicator is lost."""
+    def _amid(self, asked: _Asked, begun: bool) -> None:
+        """We are in the middle of the reply to this command: its status indicator is lost; `begun`: surely so."""
+        if begun and _STATUS.match(self.server.buf, self.server.pos):  # another command's
+            self._unanswered(self.waiting.popleft())
+            return
         kind = MULTI_LINE.get((asked.verb, bool(asked.argument)))
         if kind is None:
             if not _STATUS.match(self.server.buf, self.server.pos):
