@@ -378,6 +378,7 @@ class Lookups:
             self._exchange(names, theirs, range(own), taken, served[machine])
             self._next_hops(names, theirs, range(own, len(theirs)), taken, served[machine], _SOON)
             self._exchange(names, theirs, range(own, len(theirs)), taken, served[machine])
+            self._straighten(theirs, taken, served[machine])
         for machine, theirs in by_server.items():
             self._policies(self._rows_of[machine], theirs, taken, True)
         for machine, theirs in by_client.items():
@@ -466,6 +467,28 @@ class Lookups:
                             served[n, name, kind], served[owner] = row, free
                             owners[row], owners[free] = (n, name, kind), owner
                             break
+
+    def _straighten(self, uses: list[Use], taken: dict[int, Leg | None], served: dict[tuple[int, str, int], int]) -> None:
+        """Rule 2: of lookups of a kind made just before their connections, the first is for the first that it can be for.
+
+        So the questions that a client asked one after the other for one hop stay together.
+        """
+        alike: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for (n, name, kind), row in served.items():
+            if uses[n].syn - self.at[row] <= _JUST:
+                alike.setdefault((name, kind), []).append((row, n))
+        for (name, kind), pairs in alike.items():
+            if len(pairs) < 2:
+                continue
+            jobs = sorted((max(uses[n].floor, uses[n].syn - _JUST), uses[n].syn, n) for _, n in pairs)
+            ready: list[tuple[int, int]] = []
+            begun = 0
+            for row in sorted((row for row, _ in pairs), key=self._when):
+                while begun < len(jobs) and jobs[begun][0] <= self.at[row]:
+                    heappush(ready, jobs[begun][1:])
+                    begun += 1
+                n = heappop(ready)[1]
+                taken[row], served[n, name, kind] = uses[n].leg, row
 
     def _window(self, rows: list[int], kind: int, use: Use) -> Iterator[int]:
         """Lookups of a kind that can have been for a connection, latest first."""

@@ -289,3 +289,35 @@ def test_what_an_mx_asks_about_two_senders_at_once_is_shared_out_by_the_replies_
     told = world.tell()
     names = {m.trace_id: m.message_id for m in told.messages}
     assert [names.get(told.dns(row).trace_id or "") for row in (*spf, *policies)] == ["<1@a.example>", "<2@a.example>"] * 2
+
+
+def test_questions_of_two_deliveries_that_interleave_stay_together() -> None:
+    world = World()
+    post = Post(world)
+    waiting = {n: post.submit(mail(n), ["hanako@b.example"], f"A{n}") for n in (1, 2)}
+    asked = [world.lookup(MSA, "b.example", "MX", "MX 10 mail.b.example.") for _ in waiting]
+    asked += [world.lookup(MSA, "mail.b.example", "A", f"A {MX}") for _ in waiting]
+    infos = [world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX]) for _ in waiting]
+    for info, (n, message) in zip(infos, waiting.items(), strict=True):
+        world.carry(info, "taro@a.example", ["hanako@b.example"], message, queue_id=f"B{n}")
+        world.end(info)
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>", "<2@a.example>"] * 2
+
+
+def test_a_question_of_long_before_stays_with_the_connection_that_waited_out_a_dead_server() -> None:
+    world = World()
+    post = Post(world)
+    slow, fast = (post.submit(mail(n), [f"user{n}@b.example"], f"A{n}") for n in (1, 2))
+    early = world.lookup(MSA, "b.example", "MX", "MX 10 dead.b.example.", "MX 20 mail.b.example.")
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    world.attempt(MSA, DEAD, 25, result="unanswered")
+    world.pass_time(30)
+    late = world.lookup(MSA, "b.example", "MX", "MX 10 dead.b.example.", "MX 20 mail.b.example.")
+    world.lookup(MSA, "mail.b.example", "A", f"A {MX}")
+    post.relay(fast, ["user2@b.example"], "B2")
+    post.relay(slow, ["user1@b.example"], "B1")
+    told = world.tell()
+    names = {m.trace_id: m.message_id for m in told.messages}
+    assert [names.get(told.dns(row).trace_id or "") for row in (early, late)] == ["<1@a.example>", "<2@a.example>"]
