@@ -95,6 +95,16 @@ def test_a_lost_segment_costs_what_it_held(path: Path) -> None:
             assert {m.content.sha256 for m in first.messages if m.content and m.content.complete} <= known
 
 
+HELLO = "C: EHLO a\nS: 250 b\n"
+
+
+@pytest.mark.parametrize(("port", "said", "protocol"), [(24, "", "lmtp"), (25, "", "smtp"), (24, HELLO, "smtp")])
+def test_what_a_session_on_a_private_port_speaks_when_no_lhlo_was_seen(port: int, said: str, protocol: str) -> None:
+    text = f"S: 220 store.example.net Dovecot ready\n{said}C...gap 14\nS: 250 b\n{ENVELOPE}{CLOSE}"
+    played = play(smtp.Session, text, port=port)
+    assert played.row.protocol == protocol
+
+
 @pytest.mark.parametrize("also_lost", ["", "354 go\r\n"])
 @pytest.mark.parametrize("lost", ["DATA\r\n", "RCPT TO:<b@example.net>\r\nDATA\r\n"])
 @pytest.mark.parametrize(("cut", "order"), EVERY_WAY)

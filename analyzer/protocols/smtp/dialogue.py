@@ -31,8 +31,8 @@ from analyzer.protocols.smtp.vocabulary import (
 )
 from analyzer.wire.types import Chunk, Connection
 
-TLS_HANDSHAKE = 0x16
-"""First octet of a TLS record in which a handshake begins (RFC 8446 5.1); no command or reply begins so."""
+TLS_RECORD = re.compile(rb"[\x14-\x17]\x03[\x00-\x04]")
+"""How records of TLS begin (RFC 8446 5.1), with a handshake or behind it; no command or reply does."""
 AHEAD = 20_000
 """Replies read ahead of the commands they answer."""
 _HOLES = 1000
@@ -164,7 +164,7 @@ class Dialogue(BaseSession):
         """
         inbox = self.server
         while len(self.replies) < enough and not (
-            inbox.available and inbox.buf[inbox.pos] == TLS_HANDSHAKE
+            inbox.available and TLS_RECORD.match(inbox.buf, inbox.pos)
         ):  # else it waits for the client's STARTTLS
             if not inbox.has_line():
                 if not inbox.has_gap:

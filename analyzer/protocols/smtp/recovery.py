@@ -10,7 +10,7 @@ from analyzer.limits import Limits
 from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.message import MessageReader
 from analyzer.protocols.smtp import grammar
-from analyzer.protocols.smtp.dialogue import TLS_HANDSHAKE, Dialogue, Given
+from analyzer.protocols.smtp.dialogue import TLS_RECORD, Dialogue, Given
 from analyzer.protocols.smtp.transaction import Reply, Transaction
 from analyzer.protocols.smtp.vocabulary import (
     BLOB,
@@ -159,7 +159,7 @@ class Recovery(Dialogue):
         self.state = COMMANDS
         goes_on = NEXT.get((given.verb, 3)) or NEXT.get((given.verb, 2), COMMANDS)
         if goes_on == TLS:
-            if inbox.available and inbox.buf[inbox.pos] == 0x16:
+            if TLS_RECORD.match(inbox.buf, inbox.pos):
                 self.state = TLS
         elif not grammar.LINE.match(inbox.buf, inbox.pos):
             if goes_on == DATA:
@@ -206,7 +206,7 @@ class Recovery(Dialogue):
             self.unasked(self.replies.popleft())
         if self.heard_354 is not None:
             return self._receive_blind()
-        if inbox.buf[inbox.pos] == TLS_HANDSHAKE:  # STARTTLS was lost
+        if TLS_RECORD.match(inbox.buf, inbox.pos):  # STARTTLS was lost, or the reply to it
             self.info.starttls = "used"
             self.begin_tls()
             return True
