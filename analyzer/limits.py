@@ -49,12 +49,12 @@ class Limits:
     """Age at which an incomplete IP packet is given up."""
 
     # wire: connections
-    connections: int = 200_000
+    connections: int = 150_000
     """Flows remembered (some 150 octets each): the ones not heard of for longest are forgotten."""
     open_connections: int = 100_000
     """Connections followed at once: the least recently used are closed (`timeout`), `connections_dropped`."""
     open_bytes: int = 64 << 20
-    """Octets that these take, at 2 KB each and 10 KB with a mail session: beyond, as `open_connections`; those that no protocol
+    """Octets that these take, at 3 KB each and 10 KB with a mail session: beyond, as `open_connections`; those that no protocol
     has recognised go first."""
     connection_idle: int = 86_400_000_000_000
     """Silence after which a connection is over (`timeout`).  TCP itself knows none (RFC 9293 3.8.4): hours are survived."""

@@ -37,7 +37,7 @@ _HEAD = 4096
 _ROOM = 32_768
 """Rows of flows, where there are no more, that take their memory at once: a live capture's is to stay as it is."""
 _PIECE_COST = 128
-_FLOW_COST, _SESSION_COST = 2_000, 8_000
+_FLOW_COST, _SESSION_COST = 3_000, 7_000
 """Octets that a connection takes, and more where it carries a mail session."""
 _ENDED = 1000
 """Connections remembered by name after their end, to say of which one late octets were."""
