@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
+from typing import Any
 
 from analyzer.limits import Limits
 from analyzer.mail.book import Book, fold
@@ -172,23 +173,30 @@ class Hosts:
             roles = {role for role, _ in machine.evidence}
             if not machine.sessions and not machine.messages and roles.isdisjoint(("resolver", "authoritative")):
                 continue  # named by trace fields or asked about, but never seen
-            ips = sorted(machine.ips, key=lambda ip: (":" in ip, ip))
-            evidence = [
-                {"role": role, "rule": rule, "count": count}
-                for (role, rule), count in sorted(machine.evidence.items(), key=lambda item: (-item[1], item[0]))
-            ]
+            ips = sorted(machine.ips, key=address_place)
             yield Host(
                 host_id(ips[0]),
                 ips,
                 sorted(machine.names),
                 [role for role in ROLES if role in roles],
-                evidence,
+                evidence_items(machine.evidence),
                 machine.software[1] if machine.software is not None else None,
                 machine.ts_first,
                 machine.ts_last,
                 machine.sessions,
                 machine.messages,
             )
+
+
+def address_place(ip: str) -> tuple[bool, str]:
+    """The order of a host's addresses: IPv4 first."""
+    return (":" in ip, ip)
+
+
+def evidence_items(counts: Mapping[tuple[str, str], int]) -> list[dict[str, Any]]:
+    """`evidence` of a host's row, by (role, rule) and how often it held: the most frequent first."""
+    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [{"role": role, "rule": rule, "count": count} for (role, rule), count in found]
 
 
 def host_id(ip: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from analyzer.limits import Limits
 from analyzer.mail.archive import Ends
 from analyzer.mail.book import fold
-from analyzer.mail.hosts import ROLES, host_id
+from analyzer.mail.hosts import ROLES, address_place, evidence_items, host_id
 from analyzer.mail.records import Host
 from analyzer.mail.shelf import Record, Shelf
 from analyzer.mail.sightings import Sighting
@@ -81,10 +81,9 @@ class KnownHosts:
         hosts = list(hosts)
         self.wake(ip for host in hosts for ip in host.ips)
         for host in hosts:
-            mine, ends = host, list[Ends]()
-            for old in self._of(host):
-                mine = _joined(old.host, mine)
-                ends += old.ends
+            before = self._of(host)
+            mine = _with(host, (old.host for old in before))
+            ends = [pair for old in before for pair in old.ends]
             one = Known(mine._replace(evidence=list(map(self._share, mine.evidence))), ends)
             for ip in mine.ips:
                 self._by_ip[ip] = one
@@ -111,10 +110,11 @@ class KnownHosts:
             one = self._by_ip.get(ip)
             if one is None:
                 continue
-            left = [{**i, "count": n} for i in one.host.evidence if (n := i["count"] - counts[i["role"], i["rule"]]) > 0]
-            roles = {item["role"] for item in left}
+            held = {(i["role"], i["rule"]): i["count"] for i in one.host.evidence}
+            left = {key: n for key, count in held.items() if (n := count - counts[key]) > 0}
+            roles = {role for role, _ in left}
             one.host = one.host._replace(
-                evidence=list(map(self._share, sorted(left, key=_evidence_place))),
+                evidence=list(map(self._share, evidence_items(left))),
                 roles=[role for role in ROLES if role in roles],
                 messages=one.host.messages - messages[ip],
             )
@@ -126,19 +126,14 @@ class KnownHosts:
     def joined_with(self, hosts: Iterable[Host]) -> Iterator[Host]:
         """Hosts, each with what is known of it."""
         for host in hosts:
-            mine = host
-            for old in self._of(host):
-                mine = _joined(old.host, mine)
-            yield mine
+            yield _with(host, (old.host for old in self._of(host)))
 
     def merged_with(self, hosts: Collection[Host]) -> Iterator[Host]:
         """All that are known and these, those with a common address being one."""
         self.wake(ip for host in hosts for ip in host.ips)
         by_ip = {ip: one.host for ip, one in self._by_ip.items()}
         for host in hosts:
-            mine = host
-            for old in {id(by_ip[ip]): by_ip[ip] for ip in host.ips if ip in by_ip}.values():
-                mine = _joined(old, mine)
+            mine = _with(host, {id(by_ip[ip]): by_ip[ip] for ip in host.ips if ip in by_ip}.values())
             for ip in mine.ips:
                 by_ip[ip] = mine
         yield from {id(host): host for host in by_ip.values()}.values()
@@ -189,10 +184,10 @@ def hosts_of(messages: Collection[Open]) -> list[Host]:
     found = []
     for ip, (addresses, names) in machines.items():
         counts = said.get(ip, Counter())
-        ips = sorted(addresses, key=_address_place)
+        ips = sorted(addresses, key=address_place)
         held = {role for role, _ in counts}
         roles = [role for role in ROLES if role in held]
-        found.append(Host(host_id(ips[0]), ips, sorted(names), roles, _items(counts), None, None, None, 0, parts[ip]))
+        found.append(Host(host_id(ips[0]), ips, sorted(names), roles, evidence_items(counts), None, None, None, 0, parts[ip]))
     return found
 
 
@@ -224,32 +219,27 @@ def _record(one: Known) -> Record:
     return Record(octets, keys, [hash(host.host_id)], (host.ts_last or 0,))
 
 
+def _with(host: Host, before: Iterable[Host]) -> Host:
+    """A host with all that was known of it before."""
+    for old in before:
+        host = _joined(old, host)
+    return host
+
+
 def _joined(a: Host, b: Host) -> Host:
     counts: Counter[tuple[str, str]] = Counter()
     for item in chain(a.evidence, b.evidence):
         counts[item["role"], item["rule"]] += item["count"]
-    ips = sorted({*a.ips, *b.ips}, key=_address_place)
+    ips = sorted({*a.ips, *b.ips}, key=address_place)
     return Host(
-        host_id=a.host_id if ips[0] == min(a.ips, key=_address_place) else b.host_id,
+        host_id=a.host_id if ips[0] == min(a.ips, key=address_place) else b.host_id,
         ips=ips,
         names=sorted({*a.names, *b.names})[:_NAMES],
         roles=[role for role in ROLES if role in a.roles or role in b.roles],
-        evidence=_items(counts),
+        evidence=evidence_items(counts),
         software=a.software or b.software,
         ts_first=min((t for t in (a.ts_first, b.ts_first) if t is not None), default=None),
         ts_last=max((t for t in (a.ts_last, b.ts_last) if t is not None), default=None),
         sessions=a.sessions + b.sessions,
         messages=a.messages + b.messages,
     )
-
-
-def _items(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
-    return sorted(({"role": role, "rule": rule, "count": n} for (role, rule), n in counts.items()), key=_evidence_place)
-
-
-def _evidence_place(item: dict[str, Any]) -> tuple[int, str, str]:
-    return -item["count"], item["role"], item["rule"]
-
-
-def _address_place(ip: str) -> tuple[bool, str]:
-    return (":" in ip, ip)

@@ -195,7 +195,7 @@ class Lookups:
         self._networks.update(ip.rpartition(".")[0] for ip in set(column["client_ip"]) if ":" not in ip)
         self._said.extend(array("i", said[:room]))
         answers = (column[name] for name in ("answered", "tc", "rcode", "ra", "rd", "aa"))
-        self._result.extend(array("b", [*map(_RESULTS.__getitem__, zip(*answers, map(bool, column["answers"]), strict=True))]))
+        self._result.extend(array("b", [*map(_result, *answers, map(bool, column["answers"]))]))
         self._name.extend(_codes(self._names, self._words, column["qname"]))
         self._server.extend(_codes(self._servers, self._server_ips, column["server_ip"]))
         purposes = [purpose or "other" for purpose in column["purpose"]]
@@ -214,11 +214,9 @@ class Lookups:
         last = np.zeros(len(numbers), np.int64)
         np.maximum.at(last, server, np.maximum(ts_reply, ts))
         answered, ra, aa = (np.array(column[name], np.bool_) for name in ("answered", "ra", "aa"))
-        unasked = np.array([rd is False for rd in column["rd"]])
-        counts = (
-            np.bincount(server, true, len(numbers)) for true in (answered & ra, answered & aa, unasked, np.ones(len(server)))
-        )
-        of_server = zip(*(each.astype(np.int64).tolist() for each in counts), first.tolist(), last.tolist(), strict=True)
+        unasked, every = np.array([rd is False for rd in column["rd"]]), np.ones(len(server), np.bool_)
+        counts = (np.bincount(server[true], minlength=len(numbers)) for true in (answered & ra, answered & aa, unasked, every))
+        of_server = zip(*(each.tolist() for each in counts), first.tolist(), last.tolist(), strict=True)
         asked = self.asked
         for ip, new in zip(numbers, of_server, strict=True):
             facts = asked.get(ip)
@@ -424,20 +422,26 @@ class Lookups:
     ) -> None:
         """Rule 2: some of the connections, from the first to the last, each take the last free lookup of a kind before them."""
         queues: dict[tuple[str, int], Queue] = {}
-        for n in some:
+        for n, name, kind in self._unserved(names, uses, some, served):
             use = uses[n]
-            for name in self._targets(use, names):
-                for kind in self._kinds_near(names[name], use.syn):
-                    if self._kind_words[kind][1] not in _OUTWARD or (n, name, kind) in served:
-                        continue
-                    queue = queues.get((name, kind))
-                    if queue is None:
-                        rows = [row for row in names[name] if self._kind[row] == kind and row not in taken]
-                        queue = queues[name, kind] = Queue(rows)
-                    row = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - within))
-                    if row is not None:
-                        taken[row] = use.leg
-                        served[n, name, kind] = row
+            queue = queues.get((name, kind))
+            if queue is None:
+                rows = [row for row in names[name] if self._kind[row] == kind and row not in taken]
+                queue = queues[name, kind] = Queue(rows)
+            row = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - within))
+            if row is not None:
+                taken[row] = use.leg
+                served[n, name, kind] = row
+
+    def _unserved(
+        self, names: dict[str, list[int]], uses: list[Use], some: range, served: dict[tuple[int, str, int], int]
+    ) -> Iterator[tuple[int, str, int]]:
+        """Of some connections the lookups that were made near them and that they have none of: (connection, name, kind)."""
+        for n in some:
+            for name in self._targets(uses[n], names):
+                for kind in self._kinds_near(names[name], uses[n].syn):
+                    if self._kind_words[kind][1] in _OUTWARD and (n, name, kind) not in served:
+                        yield n, name, kind
 
     def _exchange(
         self,
@@ -449,24 +453,19 @@ class Lookups:
     ) -> None:
         """Rule 2: of some, who got none may have the one of another that has an earlier one to take instead."""
         owners = {row: key for key, row in served.items()}
-        for n in some:
-            use = uses[n]
-            for name in self._targets(use, names):
-                rows = names[name]
-                for kind in self._kinds_near(rows, use.syn):
-                    if self._kind_words[kind][1] not in _OUTWARD or (n, name, kind) in served:
-                        continue
-                    for row in self._window(rows, kind, use):
-                        owner = owners.get(row)
-                        if owner is None:
-                            continue
-                        other = uses[owner[0]]
-                        free = next((r for r in self._window(rows, kind, other) if r not in taken), None)
-                        if free is not None:
-                            taken[row], taken[free] = use.leg, other.leg
-                            served[n, name, kind], served[owner] = row, free
-                            owners[row], owners[free] = (n, name, kind), owner
-                            break
+        for n, name, kind in self._unserved(names, uses, some, served):
+            use, rows = uses[n], names[name]
+            for row in self._window(rows, kind, use):
+                owner = owners.get(row)
+                if owner is None:
+                    continue
+                other = uses[owner[0]]
+                free = next((r for r in self._window(rows, kind, other) if r not in taken), None)
+                if free is not None:
+                    taken[row], taken[free] = use.leg, other.leg
+                    served[n, name, kind], served[owner] = row, free
+                    owners[row], owners[free] = (n, name, kind), owner
+                    break
 
     def _straighten(self, uses: list[Use], taken: dict[int, Leg | None], served: dict[tuple[int, str, int], int]) -> None:
         """Rule 2: of lookups of a kind made just before their connections, the first is for the first that it can be for.
@@ -480,14 +479,8 @@ class Lookups:
         for (name, kind), pairs in alike.items():
             if len(pairs) < 2:
                 continue
-            jobs = sorted((max(uses[n].floor, uses[n].syn - _JUST), uses[n].syn, n) for _, n in pairs)
-            ready: list[tuple[int, int]] = []
-            begun = 0
-            for row in sorted((row for row, _ in pairs), key=self._when):
-                while begun < len(jobs) and jobs[begun][0] <= self.at[row]:
-                    heappush(ready, jobs[begun][1:])
-                    begun += 1
-                n = heappop(ready)[1]
+            jobs = sorted((max(uses[n].floor, uses[n].syn - _JUST), uses[n].syn + _MS, n) for _, n in pairs)
+            for row, n in self._in_turn(sorted((row for row, _ in pairs), key=self._when), jobs):
                 taken[row], served[n, name, kind] = uses[n].leg, row
 
     def _window(self, rows: list[int], kind: int, use: Use) -> Iterator[int]:
@@ -574,26 +567,23 @@ class Lookups:
         Returns when it was asked, for those of which it was.
         """
         found: list[tuple[Use, int]] = []
-        alike: dict[str, list[tuple[int, int, Use]]] = {}
-        for use in uses:
+        alike: dict[str, list[tuple[int, int, int]]] = {}
+        for n, use in enumerate(uses):
             pointer = reverse(use.client_ip)
             if pointer in names and (end := self._greeted(use)) is not None:
-                alike.setdefault(pointer, []).append((use.syn - _BEFORE_SYN, end, use))
+                alike.setdefault(pointer, []).append((use.syn - _BEFORE_SYN, end, n))
         given: dict[int, int] = {}
         for pointer, jobs in alike.items():
             if len(jobs) > 1:
-                rows = [row for row in names[pointer] if row not in taken]
-                given.update((id(use), row) for row, use in self._in_turn(rows, jobs))
-        for use in uses:
-            if id(use) in given:
-                taken[given[id(use)]] = use.leg
-        for use in uses:
-            pointer = reverse(use.client_ip)
-            asked = self.at[given[id(use)]] if id(use) in given else None
-            if asked is not None:
-                found.append((use, asked))
+                for row, n in self._in_turn([row for row in names[pointer] if row not in taken], jobs):
+                    given[n], taken[row] = row, uses[n].leg
+        for n, use in enumerate(uses):
+            if n in given:
+                found.append((use, self.at[given[n]]))
                 continue
-            for row in self._first_after(names.get(pointer), use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
+            asked: int | None = None
+            rows = names.get(reverse(use.client_ip))
+            for row in self._first_after(rows, use.syn - _BEFORE_SYN, use.end + _AFTER, taken):
                 taken[row] = use.leg
                 asked = self.at[row] if asked is None else min(asked, self.at[row])
             if asked is not None:
@@ -607,19 +597,22 @@ class Lookups:
             return None
         return self.clocks.true(session.source, session.ts_banner)
 
-    def _in_turn(self, rows: list[int], jobs: list[tuple[int, int, Use]]) -> Iterator[tuple[int, Use]]:
-        """Of sessions that were waiting for their greeting when a lookup was made, it is for the one that was greeted first."""
-        ready: list[tuple[int, int, Use]] = []
-        at = 0
+    def _in_turn(self, rows: list[int], jobs: list[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+        """Of those that were waiting when a lookup was made, it is for the one that waited no longer first: (lookup, who).
+
+        `rows` and `jobs` by time; jobs are (since when, until when, who).
+        """
+        ready: list[tuple[int, int]] = []
+        begun = 0
         for row in rows:
             ts = self.at[row]
-            while at < len(jobs) and jobs[at][0] <= ts:
-                heappush(ready, (jobs[at][1], at, jobs[at][2]))
-                at += 1
+            while begun < len(jobs) and jobs[begun][0] <= ts:
+                heappush(ready, jobs[begun][1:])
+                begun += 1
             while ready and ready[0][0] < ts:
                 heappop(ready)
             if ready:
-                yield row, heappop(ready)[2]
+                yield row, heappop(ready)[1]
 
     def _confirm(
         self, names: dict[str, list[int]], found: list[tuple[Use, int]], taken: dict[int, Leg | None], own: bool
@@ -762,26 +755,24 @@ def _network(head: str) -> dict[int, str]:
     return {hash(ip): ip for ip in (f"{head}.{n}" for n in range(256))} if head else {}
 
 
-class _Results(dict[tuple[Any, ...], int]):
-    """What an answer tells, by (answered, TC, RCODE, RA, RD, AA, whether it has records).
+@lru_cache(1024)
+def _result(
+    answered: bool, tc: bool | None, rcode: str | None, ra: bool | None, rd: bool | None, aa: bool | None, answers: bool
+) -> int:
+    """What an answer tells; `answers`: it has records.
 
     A referral is no answer: only who has authority or asks around can say that there are no records.
     """
-
-    def __missing__(self, key: tuple[Any, ...]) -> int:
-        answered, tc, rcode, ra, rd, aa, answers = key
-        if not answered or tc:
-            found = NOTHING
-        elif rcode == "NOERROR":
-            asks_around = ra and rd
-            found = (RECORDS if asks_around else OWN_RECORDS) if answers else NO_DATA if aa or asks_around else NOTHING
-        else:
-            found = NO_NAME if rcode == "NXDOMAIN" else FAILURE
-        self[key] = found  # flags and codes: a few hundred at most
-        return found
+    if not answered or tc:
+        return NOTHING
+    if rcode == "NOERROR":
+        asks_around = ra and rd
+        if answers:
+            return RECORDS if asks_around else OWN_RECORDS
+        return NO_DATA if aa or asks_around else NOTHING
+    return NO_NAME if rcode == "NXDOMAIN" else FAILURE
 
 
-_RESULTS = _Results()
 _FIELDS = (
     *("source", "ts", "ts_reply", "frame", "reply_frame", "client_ip", "server_ip", "transport", "dns_id"),
     *("qname", "qtype", "rcode", "aa", "tc", "rd", "ra", "answers", "answered", "purpose"),

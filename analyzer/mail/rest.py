@@ -8,7 +8,6 @@ Rules:
 """
 
 import pickle
-import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from analyzer.mail.archive import packed, packed_session, unpacked, unpacked_ses
 from analyzer.mail.records import Message
 from analyzer.mail.shelf import Record, Shelf
 from analyzer.mail.sightings import Sighting, Trail
-from analyzer.mail.webs import Row, Ties, Web
+from analyzer.mail.webs import Row, Ties, Web, packed_rows, unpacked_rows
 from analyzer.protocols.base import MailboxEvent, SessionInfo
 
 Evidence = tuple[str, str, str]
@@ -169,7 +168,7 @@ class Rest:
 
     def rows(self, number: int) -> Iterator[Row]:
         """The rows that a web leaves with."""
-        yield from pickle.loads(zlib.decompress(self._halves(number)[1]))
+        yield from unpacked_rows(self._halves(number)[1])
 
     def all_rows(self) -> Iterator[Row]:
         """The rows that all would leave with."""
@@ -244,4 +243,4 @@ def _octets(resting: Resting) -> bytes:
             events.append(event)
     sessions = list(map(packed_session, numbers))
     state = pickle.dumps((sessions, sightings, events, resting.evidence, resting.messages), 5)
-    return len(state).to_bytes(4, "little") + state + zlib.compress(pickle.dumps(resting.rows, 5), 1)
+    return len(state).to_bytes(4, "little") + state + packed_rows(resting.rows)

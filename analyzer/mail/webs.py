@@ -23,6 +23,17 @@ Row = tuple[str, Any]
 """A table's name and one row of it."""
 
 
+def packed_rows(rows: list[Row]) -> bytes:
+    """Rows as octets."""
+    return zlib.compress(pickle.dumps(rows, 5), 1)
+
+
+def unpacked_rows(octets: bytes | memoryview) -> list[Row]:
+    """The rows again."""
+    rows: list[Row] = pickle.loads(zlib.decompress(octets))  # our own, in memory or a file without a name
+    return rows
+
+
 class Ties(NamedTuple):
     """What a sighting may be joined to others by."""
 
@@ -60,12 +71,11 @@ class Open:
 
     def keep(self, rows: list[Row]) -> None:
         """Keep the rows that were made of it."""
-        self._rows = zlib.compress(pickle.dumps(rows, 5), 1)
+        self._rows = packed_rows(rows)
 
     def rows(self) -> list[Row]:
         """Them again."""
-        rows: list[Row] = pickle.loads(zlib.decompress(self._rows))  # our own
-        return rows
+        return unpacked_rows(self._rows)
 
 
 class Web:

@@ -443,6 +443,9 @@ class Session:
 
     def _past_preface(self, inbox: Inbox, chunk: Chunk) -> Iterable[Chunk]:
         """The client's first octets without the PROXY header, once they tell whether there is one."""
+        if not inbox.available and not chunk.gap and chunk.data and chunk.data[0] not in proxy.BEGINNINGS:
+            self._preface = None
+            return (chunk,)
         inbox.append(chunk)
         found = proxy.header(inbox.buf[inbox.pos : inbox.pos + proxy.LONGEST])
         if found is None and not inbox.before_gap:
