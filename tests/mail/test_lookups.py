@@ -1,11 +1,22 @@
 """Failed connections and lookups: whose they are when several messages wait at one server."""
 
+from collections.abc import Iterable
+
 from builders import MSA, MUA, MX, NAMES, RELAY, STORE, Post, World, mail, rows
+
+from analyzer.mail.story import Told
+from analyzer.protocols.dns import Transaction
 
 DEAD, BACKUP = "10.0.3.99", "10.0.3.26"
 
 
-def ask(world: World) -> list[object]:
+def served(told: Told, lookups: Iterable[Transaction]) -> list[tuple[str | None, int | None]]:
+    """Message-ID and hop that each was for."""
+    names = {m.trace_id: m.message_id for m in told.messages}
+    return [(names.get(row.trace_id or ""), row.hop) for row in map(told.dns, lookups)]
+
+
+def ask(world: World) -> list[Transaction]:
     """The MSA looks for the exchangers of b.example: a dead one first, a backup second."""
     return [
         world.lookup(MSA, "b.example", "MX", "MX 10 dead.b.example.", "MX 20 mx2.b.example."),
@@ -19,7 +30,7 @@ def test_two_messages_wait_and_each_lookup_is_for_its_own() -> None:
     post = Post(world)
     first = post.submit(mail(1), ["hanako@b.example"], "A1")
     second = post.submit(mail(2), ["goro@b.example"], "A2")
-    asked: dict[str, list[object]] = {}
+    asked: dict[str, list[Transaction]] = {}
     for name, message, to in (("<1@a.example>", first, "hanako@b.example"), ("<2@a.example>", second, "goro@b.example")):
         asked[name] = ask(world)
         world.attempt(MSA, DEAD, 25)
@@ -27,7 +38,7 @@ def test_two_messages_wait_and_each_lookup_is_for_its_own() -> None:
     told = world.tell()
     names = {m.trace_id: m.message_id for m in told.messages}
     for name, questions in asked.items():
-        assert {(names.get(told.dns(row).trace_id), told.dns(row).hop) for row in questions} == {(name, 2)}  # type: ignore[arg-type]
+        assert set(served(told, questions)) == {(name, 2)}
     lost = [(names[s.trace_id], s.hop) for s in told.timeline if s.event == "connect" and s.peer_ip == DEAD]
     assert sorted(lost) == [("<1@a.example>", 2), ("<2@a.example>", 2)]
     assert {d.recipient: d.attempts for d in told.deliveries} == {"hanako@b.example": 2, "goro@b.example": 2}
@@ -146,8 +157,7 @@ def test_who_asked_first_and_came_last_is_not_left_without() -> None:
     for n, message in enumerate(messages, 1):  # the second could not have asked before it came
         post.relay(message, ["hanako@b.example"], f"B{n}")
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>"] * 2 + ["<2@a.example>"] * 2
+    assert [name for name, _ in served(told, asked)] == ["<1@a.example>"] * 2 + ["<2@a.example>"] * 2
     assert not any(s.event == "dns_cached" for s in told.timeline)
 
 
@@ -203,8 +213,7 @@ def test_of_two_callers_that_wait_the_one_greeted_first_was_looked_up_first() ->
     for info in (slow, fast):
         world.end(info)
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<2@a.example>", "<1@a.example>"]
+    assert [name for name, _ in served(told, asked)] == ["<2@a.example>", "<1@a.example>"]
 
 
 def test_each_message_of_a_burst_has_its_own_questions_on_open_connections_too() -> None:
@@ -221,9 +230,7 @@ def test_each_message_of_a_burst_has_its_own_questions_on_open_connections_too()
     assert info is not None
     world.end(info)
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    served = [(names.get(row.trace_id or ""), row.hop) for row in map(told.dns, asked)]
-    assert served == [(f"<{n}@a.example>", 2) for n in (1, 1, 2, 2, 3, 3)]
+    assert served(told, asked) == [(f"<{n}@a.example>", 2) for n in (1, 1, 2, 2, 3, 3)]
 
 
 def test_a_new_connection_has_its_question_before_one_that_only_goes_on() -> None:
@@ -238,8 +245,7 @@ def test_a_new_connection_has_its_question_before_one_that_only_goes_on() -> Non
     world.end(open_)
     post.relay(waiting[2], ["hanako@b.example"], "B3")
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert names.get(told.dns(asked).trace_id or "") == "<3@a.example>"
+    assert [name for name, _ in served(told, [asked])] == ["<3@a.example>"]
 
 
 def test_bounces_on_an_open_connection_have_their_own_questions() -> None:
@@ -253,8 +259,7 @@ def test_bounces_on_an_open_connection_have_their_own_questions() -> None:
     assert info is not None
     world.end(info)
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>", "<2@a.example>"]
+    assert [name for name, _ in served(told, asked)] == ["<1@a.example>", "<2@a.example>"]
 
 
 def test_a_domain_without_exchangers_is_its_own_and_needs_no_other_name_of_its_server() -> None:
@@ -287,8 +292,7 @@ def test_what_an_mx_asks_about_two_senders_at_once_is_shared_out_by_the_replies_
     for info in infos:
         world.end(info)
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in (*spf, *policies)] == ["<1@a.example>", "<2@a.example>"] * 2
+    assert [name for name, _ in served(told, (*spf, *policies))] == ["<1@a.example>", "<2@a.example>"] * 2
 
 
 def test_questions_of_two_deliveries_that_interleave_stay_together() -> None:
@@ -302,8 +306,7 @@ def test_questions_of_two_deliveries_that_interleave_stay_together() -> None:
         world.carry(info, "taro@a.example", ["hanako@b.example"], message, queue_id=f"B{n}")
         world.end(info)
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in asked] == ["<1@a.example>", "<2@a.example>"] * 2
+    assert [name for name, _ in served(told, asked)] == ["<1@a.example>", "<2@a.example>"] * 2
 
 
 def test_a_question_of_long_before_stays_with_the_connection_that_waited_out_a_dead_server() -> None:
@@ -319,5 +322,4 @@ def test_a_question_of_long_before_stays_with_the_connection_that_waited_out_a_d
     post.relay(fast, ["user2@b.example"], "B2")
     post.relay(slow, ["user1@b.example"], "B1")
     told = world.tell()
-    names = {m.trace_id: m.message_id for m in told.messages}
-    assert [names.get(told.dns(row).trace_id or "") for row in (early, late)] == ["<1@a.example>", "<2@a.example>"]
+    assert [name for name, _ in served(told, (early, late))] == ["<1@a.example>", "<2@a.example>"]
