@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _main(arguments)
     finally:
+        gc.freeze()  # what is left dies with the process: no collection needs to look at it
         if was:
             gc.enable()
 
