@@ -43,6 +43,8 @@ class Scene:
         """Machines that take mail by SMTP."""
         self.origins: set[int] = set()
         """Machines that hand in messages without trace fields, under a real sender."""
+        self.readers: set[int] = set()
+        """Machines that fetch mail from a mailbox, or file it there."""
         self._exchangers: dict[str, Exchangers | None] = {}
         for info in idle:
             if info.protocol == "lmtp":
@@ -68,9 +70,11 @@ class Scene:
         """What the machines do in these messages."""
         for trace in traces:
             for leg in trace.legs:
-                if not leg.carried or leg.server is None:
+                if leg.server is None:
                     continue
-                if leg.protocol == "lmtp":
+                if not leg.carried:
+                    self.readers.add(id(leg.client))
+                elif leg.protocol == "lmtp":
                     self.lmtp_servers.add(id(leg.server))
                     if leg.client is not None:
                         self.lmtp_clients.add(id(leg.client))
@@ -83,15 +87,16 @@ class Scene:
         """What the machines do in messages that are told later."""
         hosts = self.hosts
         for client_ip, server_ip, transaction, lmtp, handed_in in ends:
-            if transaction:
-                client, server = id(hosts.of(client_ip)), id(hosts.of(server_ip))
-                if lmtp:
-                    self.lmtp_servers.add(server)
-                    self.lmtp_clients.add(client)
-                else:
-                    self.servers.add(server)
-                    if handed_in:
-                        self.origins.add(client)
+            client, server = id(hosts.of(client_ip)), id(hosts.of(server_ip))
+            if not transaction:
+                self.readers.add(client)
+            elif lmtp:
+                self.lmtp_servers.add(server)
+                self.lmtp_clients.add(client)
+            else:
+                self.servers.add(server)
+                if handed_in:
+                    self.origins.add(client)
         for writer_ip, field in claims:
             taker = hosts.of(writer_ip or field.by_ip or "") if writer_ip or field.by_ip else hosts.named(field.by)
             if taker is not None:
@@ -252,7 +257,20 @@ def _serves(leg: Leg, scene: Scene) -> bool:
 
 
 def _made_by_server(s: Sighting | None) -> bool:
-    return s is not None and s.mail_from == ""
+    return s is not None and s.mail_from == "" and s.report_kind != "mdn"
+
+
+def _own_notice(leg: Leg, scene: Scene) -> bool:
+    """A disposition notification that nobody has handled yet: a reader's program makes these, under `<>` (RFC 8098 3)."""
+    return leg.sighting is not None and leg.sighting.report_kind == "mdn" and not _serves(leg, scene)
+
+
+def _one_by_one(leg: Leg, scene: Scene) -> bool:
+    """Refused before the data, it had waited for each reply though the server offers PIPELINING: relays save the time."""
+    s = leg.sighting
+    if s is None or s.has_content or s.outcome != "rejected" or not s.mail_from or not s.recipients or _serves(leg, scene):
+        return False
+    return "PIPELINING" in s.session.capabilities and s.recipients[0].frame != s.first_frame
 
 
 def _login_below(leg: Leg, _: Scene) -> bool:
@@ -299,6 +317,9 @@ CLIENT_RULES = (
     Rule(
         "mua", 5, "is the first to handle the message", lambda leg, s: first_handler(leg) and not _serves(leg, s), "seen untraced"
     ),
+    Rule("mua", 5, "sends a disposition notification of its own", _own_notice, "seen untraced"),
+    Rule("mua", 2, "reads or files mail in a mailbox", lambda leg, s: id(leg.client) in s.readers and not _serves(leg, s)),
+    Rule("mua", 1, "leaves PIPELINING unused", _one_by_one, "seen untraced port25"),
     Rule("mua", 2, "hands in messages of its own", lambda leg, s: id(leg.client) in s.origins and not _serves(leg, s)),
     Rule("mda", 8, "takes mail by LMTP", lambda leg, s: id(leg.client) in s.lmtp_servers),
     Rule("mx", 8, "hands mail to an MDA", None, "lmtp"),

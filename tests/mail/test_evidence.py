@@ -214,6 +214,40 @@ def test_a_read_receipt_is_told_as_one() -> None:
     assert about["<mdn@b.example>"].parent_trace_id == about["<1@a.example>"].trace_id
 
 
+def test_a_read_receipt_that_goes_straight_to_the_exchanger_is_sent_by_a_reader() -> None:
+    world = World()
+    post = Post(world)
+    post.whole()
+    post.hand("10.0.3.77", MSA, 25, "", ["taro@a.example"], NOTICE)
+    (row,) = [h for h in world.tell().hops if h.message_id == "<mdn@b.example>"]
+    assert (row.client_role, row.kind) == ("mua", "submit")
+
+
+def test_who_waits_for_each_reply_and_is_refused_is_no_relay() -> None:
+    world = World()
+    for client, together in (("10.0.9.9", False), ("10.0.9.10", True)):
+        info = world.session("smtp", client, MX, 25, capabilities=["PIPELINING", "SIZE 1000"])
+        event = world.carry(info, "kenji@c.example", H, None, outcome="rejected")
+        if together:  # one frame holds MAIL and RCPT
+            event.first_frame = event.recipients[0].frame
+        world.end(info)
+    told = world.tell()
+    assert [(h.client_ip, h.client_role) for h in told.hops] == [("10.0.9.9", "mua"), ("10.0.9.10", "mta")]
+
+
+def test_who_reads_mail_and_is_refused_is_no_relay() -> None:
+    world = World()
+    post = Post(world)
+    stored = post.whole()
+    reader = world.session("pop3", "10.0.3.77", STORE, 110, auth_user="hanako@b.example", auth_ok=True)
+    world.retrieve(reader, stored, number=1)
+    world.end(reader)
+    info = world.session("smtp", "10.0.3.77", MX, 25)
+    world.carry(info, "hanako@b.example", ["taro@a.example"], None, outcome="rejected")
+    world.end(info)
+    assert [h.client_role for h in world.tell().hops if h.outcome == "rejected"] == ["mua"]
+
+
 def test_authentication_results_are_read_off_the_header() -> None:
     world = World()
     post = Post(world)
