@@ -284,6 +284,9 @@ class Ledger(Story):
             one.machines = tuple((machine.ips, machine.names) for machine in _machines_of(trace))
         for leg, machine, held in told.evidence:
             if leg.trace is not None:
+                if machine is not leg.client and machine is not leg.server:  # another asked for it
+                    one, part = opened[leg.trace.id], (machine.ips, machine.names)
+                    one.machines = (*one.machines, part) if part not in one.machines else one.machines
                 evidence = opened[leg.trace.id].evidence
                 for role, rule in held:
                     evidence.append(same.setdefault(key := (machine.ips[0], role, rule), key))

@@ -9,16 +9,22 @@ Rules:
 3. A server's lookups come during the session: who is this client (PTR and back), may this sender (SPF, DKIM, DMARC, MX).
 4. A resolver's own questions (asked without RD) serve the resolver, not a hop.
 5. A client without lookups of its own may have had them made from another address of its network (several addresses, or a caching
-   name server beside it): the question for its server that nobody else had a use for, just before the connection.
+   name server beside it): the question for its server that nobody else had a use for, just before the connection.  Where that
+   happens again and again, from one address elsewhere that has no other use for them, too (its addresses of the other family).
+6. A host that asks nothing may ask from an address that no name ties to it, or have another ask for it: one address asks who its
+   clients are while they wait for the greeting, and for its servers just before it calls them, several times, and neither asks
+   such for another host nor is another asker seen to do so for this one (`stand_ins`).
 
 Kept as columns: a lookup costs some 60 octets until it is known to matter.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
+from ipaddress import ip_address
 from operator import add, itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +50,15 @@ _LATE = 120_000_000_000
 _AFTER = 50 * _MS
 """A server's lookups may be seen this long after its reply (they run beside it)."""
 _BEFORE_SYN = 2 * _MS
+_FOREVER = 1 << 63
+_TIES = 2
+"""Connections for which an address has to have asked what a host needed before it is taken to ask for it."""
+_TIMES = 3
+"""Connections of a network for which another's address has to have asked."""
+_AT_ONCE = 200 * _MS
+"""Such a question and the connection are no further apart."""
+_FEW = 32
+"""Clients of a server that ask nothing, beyond which nobody elsewhere is looked for who asks for them."""
 _CONFIRM = 30_000_000_000
 """Time a server may take to confirm a client's name."""
 _DOMAINS = 100
@@ -62,6 +77,17 @@ NOTHING, RECORDS, OWN_RECORDS, NO_DATA, NO_NAME, FAILURE = range(6)
 that there are none of the type (RFC 2308 2.2); that there is no such name (2.1); that the server could not find out."""
 
 Word = TypeVar("Word")
+Need = tuple[int, int, int, int]
+
+
+class Visit(NamedTuple):
+    """A connection whose ends may have had another ask for them; times are on the captures' common clock."""
+
+    syn: int
+    greeted: int | None
+    """When the server greeted."""
+    client_ip: str
+    server_ip: str
 
 
 class Use(NamedTuple):
@@ -119,8 +145,8 @@ class Lookups:
         self._reply_frame = array("q")
         self._id = array("i")
         self._client = array("q")
-        self._networks: set[str] = set()
-        """Where IPv4 clients are: the /24."""
+        self._clients: dict[int, str] = {}
+        """Who asked, by its hash."""
         self._said = array("i")
         self._result = array("b")
         self._server = array("i")
@@ -143,11 +169,15 @@ class Lookups:
         """Row -> the hop it served."""
         self.cached: dict[Leg, int] = {}
         """Hop whose client asked nothing for it -> the row whose answer it can have used again, -1: none in the capture."""
-        self.neighbours: dict[int, str] = {}
+        self.others: dict[int, str] = {}
         """Row -> who asked, where that is not an end of the hop it served."""
+        self.stand_ins: dict[int, str] = {}
+        """Machine -> who asks for it (rule 6)."""
         self._rows_of: dict[int, dict[str, list[int]]] = {}
         """Machine -> name -> its rows, by time."""
         self._owners: dict[str, list[str]] = {}
+        self._crowded: set[str] = set()
+        """Servers with many clients that ask nothing."""
         self._taking_in: set[int] = set()
         """Machines that took mail in: what they ask is about their clients."""
         self._by_key: dict[tuple[int, int, str], int] | None = None
@@ -170,7 +200,7 @@ class Lookups:
         self.flush()
         self._elsewhere = elsewhere
         self.bound = {}
-        self.neighbours = {}
+        self.others = {}
         self._by_key = None
 
     def flush(self) -> None:
@@ -192,7 +222,8 @@ class Lookups:
         self._reply_frame.extend(_numbers("q", column["reply_frame"]))
         self._id.extend(_numbers("i", column["dns_id"]))
         self._client.extend(array("q", [*map(hash, column["client_ip"])]))
-        self._networks.update(ip.rpartition(".")[0] for ip in set(column["client_ip"]) if ":" not in ip)
+        if len(self._clients) < self._limits.hosts:
+            self._clients.update((hash(ip), ip) for ip in set(column["client_ip"]))
         self._said.extend(array("i", said[:room]))
         answers = (column[name] for name in ("answered", "tc", "rcode", "ra", "rd", "aa"))
         self._result.extend(array("b", [*map(_result, *answers, map(bool, column["answers"]))]))
@@ -249,8 +280,15 @@ class Lookups:
         return self._server_ips[self._server[row]]
 
     def is_by(self, row: int, machine: Machine | None) -> bool:
-        """Whether this machine asked."""
-        return machine is not None and any(hash(ip) == self._client[row] for ip in machine.ips)
+        """Whether this machine asked, or another for it."""
+        if machine is None:
+            return False
+        client = self._client[row]
+        return any(hash(ip) == client for ip in machine.ips) or client == hash(self.stand_ins.get(id(machine)))
+
+    def is_outward(self, row: int, leg: Leg) -> bool:
+        """Whether a lookup of a hop is its client's; else it is its server's."""
+        return self.is_by(row, leg.client) or (row in self.others and not self.is_by(row, leg.server))
 
     def source(self, row: int) -> str:
         """Capture it is in."""
@@ -303,22 +341,60 @@ class Lookups:
         """What a machine asked for as a client: folded name -> rows by time."""
         return self._rows_of.get(id(machine), {})
 
-    def askers(self, machines: Iterable[Machine]) -> set[Machine]:
-        """Those of the machines that lookups may be for: they or a neighbour asked."""
+    def askers(self, machines: Iterable[Machine], visits: Iterable[tuple[str, str]]) -> set[Machine]:
+        """Those of the machines that lookups may be for: they, a neighbour or a stranger asked.
+
+        `visits`: (client, server) addresses of all connections.
+        """
+        self.flush()
         asked = set(self._client)
+        recursive = [recursive for *_, recursive in self._kind_words]
+        asking = {client for client, kind in zip(self._client, self._kind, strict=True) if recursive[kind]}
+        networks = {ip.rpartition(".")[0] for ip in self._clients.values() if ":" not in ip}
         near: dict[str, bool] = {}
         found: set[Machine] = set()
+        by_ip: dict[str, Machine] = {}
         for machine in machines if asked else ():
             for ip in machine.ips:
+                by_ip[ip] = machine
                 network = ip.rpartition(".")[0] or ip
                 if network not in near:
-                    near[network] = hash(ip) in asked or network in self._networks
+                    near[network] = hash(ip) in asked or network in networks
                 if near[network]:
                     found.add(machine)
+        known = set(map(hash, by_ip))
+        strange = {fold(self._words[n]) for n in {self._name[row] for row in self._rows_to_tell(known)}}
+        spoken = {fold(self._words[n]) for n in {self._name[row] for row in self._rows_to_tell(())}}
+        silent: dict[str, set[str]] = {}
+        for client_ip, server_ip in visits if spoken else ():
+            if reverse(client_ip) in strange and server_ip in by_ip:
+                found.add(by_ip[server_ip])
+            client, names = by_ip.get(client_ip), self.owners_of(server_ip)
+            if client is not None and not spoken.isdisjoint(names) and asking.isdisjoint(map(hash, client.ips)):
+                silent.setdefault(server_ip, set()).add(client_ip)
+                if not strange.isdisjoint(names):
+                    found.add(client)
+        self._crowded = {server_ip for server_ip, clients in silent.items() if len(clients) > _FEW}
+        for server_ip, clients in silent.items():
+            if server_ip not in self._crowded:
+                found.update(by_ip[ip] for ip in clients)
         return found
 
-    def settle(self, machines: Iterable[Machine]) -> None:
-        """All rows are in: sort out those of the machines that had part in mail."""
+    def _rows_to_tell(self, known: Collection[int]) -> Iterator[int]:
+        """Who is this client and where is this server, asked by others than these."""
+        strangers = {client for client in self._clients if client not in known}
+        kinds = {
+            code
+            for code, (_, purpose, _, recursive) in enumerate(self._kind_words)
+            if recursive and purpose in ("ptr", "address")
+        }
+        if strangers and kinds:
+            for row, client in enumerate(self._client):
+                if client in strangers and self._kind[row] in kinds and self.at[row] >= 0:
+                    yield row
+
+    def settle(self, machines: Iterable[Machine], visits: Iterable[Visit] = ()) -> None:
+        """All rows are in: sort out those of the machines that had part in mail; `visits`: their connections."""
         self._owners = {}
         wanted = {hash(ip): machine for machine in machines for ip in machine.ips}
         self._rows_of = {}
@@ -328,9 +404,60 @@ class Lookups:
             machine = wanted.get(client)
             if machine is not None and kinds[self._kind[row]] and self.at[row] >= 0:
                 self._rows_of.setdefault(id(machine), {}).setdefault(folded[self._name[row]], []).append(row)
+        self._find_stand_ins(wanted, visits, folded)
         for names in self._rows_of.values():
             for rows in names.values():
                 rows.sort(key=self._when)
+
+    def _find_stand_ins(self, wanted: dict[int, Machine], visits: Iterable[Visit], folded: list[str]) -> None:
+        """Rule 6: who asks for hosts that ask nothing; what it asks counts as theirs."""
+        self.stand_ins = {}
+        rows = sorted(self._rows_to_tell(wanted), key=self._when)
+        if not rows:
+            return
+        needs = self._needs(wanted, visits)
+        met: dict[tuple[int, int], set[int]] = {}
+        fits: dict[int, int] = {}
+        for row in rows:
+            n, asker = folded[self._name[row]], self._client[row]
+            jobs = needs.get((self.purpose(row) == "ptr", n))
+            if jobs is None:
+                continue
+            ts = self.at[row]
+            at = bisect_right(jobs, (ts, _FOREVER))
+            some = [job for job in jobs[max(at - _ACTIVE, 0) : at] if ts <= job[1]]
+            hosts = {host for _, _, host, _ in some}
+            if len(hosts) != 1:  # for nobody that we see, or for whom?
+                fits[asker] = fits.get(asker, 0) - (not hosts)
+                continue
+            fits[asker] = fits.get(asker, 0) + 1
+            visited = met.setdefault((hosts.pop(), asker), set())
+            visited.add(next((visit for *_, visit in some if visit not in visited), some[0][3]))
+        askers, hosts_of = Counter(host for host, _ in met), Counter(asker for _, asker in met)
+        for (host, asker), visited in met.items():
+            alone = askers[host] == 1 == hosts_of[asker]
+            if alone and len(visited) >= _TIES and fits[asker] > 0:
+                self.stand_ins[host] = self._clients[asker]
+        for host, ip in self.stand_ins.items():
+            names = self._rows_of.setdefault(host, {})
+            for row, client in enumerate(self._client):
+                if client == hash(ip) and self._kind_words[self._kind[row]][3] and self.at[row] >= 0:
+                    names.setdefault(folded[self._name[row]], []).append(row)
+
+    def _needs(self, wanted: dict[int, Machine], visits: Iterable[Visit]) -> "dict[tuple[bool, str], list[Need]]":
+        """What hosts that ask nothing needed to know, and when: (who calls?, name) -> (since, until, host, connection)."""
+        needs: dict[tuple[bool, str], list[Need]] = {}
+        for n, visit in enumerate(visits):
+            client, server = wanted.get(hash(visit.client_ip)), wanted.get(hash(visit.server_ip))
+            if server is not None and id(server) not in self._rows_of and visit.greeted is not None:
+                job = (visit.syn - _BEFORE_SYN, visit.greeted, id(server), n)
+                needs.setdefault((True, reverse(visit.client_ip)), []).append(job)
+            if client is not None and id(client) not in self._rows_of:
+                for name in self.owners_of(visit.server_ip):
+                    needs.setdefault((False, name), []).append((visit.syn - _JUST, visit.syn, id(client), n))
+        for jobs in needs.values():
+            jobs.sort()
+        return needs
 
     def _when(self, row: int) -> tuple[int, int, int, int]:
         return (self.at[row], self._origin[row], self.frame[row], self._id[row])
@@ -343,7 +470,9 @@ class Lookups:
 
     def bind(self, hosts: Hosts, uses: list[Use], servers: Iterable[str] = ()) -> None:
         """Give each lookup to the hop it served.  `servers`: of further connections, which no lookup can have served."""
-        self._taking_in = {hash(use.server_ip) for use in uses} | set(map(hash, servers))
+        self._taking_in = (
+            {hash(use.server_ip) for use in uses} | set(map(hash, servers)) | set(map(hash, self.stand_ins.values()))
+        )
         uses = sorted(uses, key=lambda u: (u.syn, u.client_ip, u.session.client_port if u.session else 0))
         by_client: dict[int, list[Use]] = {}
         by_server: dict[int, list[Use]] = {}
@@ -387,6 +516,10 @@ class Lookups:
             if leg.dns is None:
                 leg.dns = []
             leg.dns.append(row)
+        asked_from = {hash(ip): ip for ip in self.stand_ins.values()}
+        for row in self.bound if asked_from else ():
+            if self._client[row] in asked_from:
+                self.others[row] = asked_from[self._client[row]]
         for machine, theirs in by_client.items():
             self._from_cache(self._rows_of[machine], theirs[: opened[machine]])
 
@@ -409,7 +542,7 @@ class Lookups:
 
     def _for_way(self, row: int, leg: Leg) -> bool:
         """Whether a lookup of a hop is its client's for the way to the server."""
-        return self.purpose(row) in _OUTWARD and (row in self.neighbours or self.is_by(row, leg.client))
+        return self.purpose(row) in _OUTWARD and self.is_outward(row, leg)
 
     def _next_hops(
         self,
@@ -524,7 +657,9 @@ class Lookups:
                 if recursive and purpose == "address":
                     key = (self._client[row], fold(self._words[code]), self._kind[row])
                     queues.setdefault(key, []).append(row)
-        sorted_ = {key: Queue(sorted(rows, key=self._when)) for key, rows in queues.items()}
+        for rows in queues.values():
+            rows.sort(key=self._when)
+        sorted_ = {key: Queue(rows) for key, rows in queues.items()}
         askers = {key[0] for key in sorted_}
         for use in strangers if askers else ():
             network = _network(use.client_ip.rpartition(".")[0] if ":" not in use.client_ip else "")
@@ -535,7 +670,38 @@ class Lookups:
                     found = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - _JUST))
                     if found is not None:
                         taken[found] = use.leg
-                        self.neighbours[found] = near[key[0]]
+                        self.others[found] = near[key[0]]
+        served = {leg for row in self.others if (leg := taken[row]) is not None}
+        groups: dict[tuple[str, str], list[Use]] = {}
+        clients: dict[str, set[str]] = {}
+        for use in strangers if queues else ():
+            clients.setdefault(use.server_ip, set()).add(use.client_ip)
+            if use.leg not in served and use.server_ip not in self._crowded:
+                groups.setdefault((network_of(use.client_ip), use.server_ip), []).append(use)
+        for (_, server_ip), some in groups.items():
+            if len(clients[server_ip]) <= _FEW:
+                names = set(self.owners_of(server_ip))
+                left = {key: [r for r in rows if r not in taken] for key, rows in queues.items() if key[1] in names}
+                self._from_afar(some, {key: rows for key, rows in left.items() if rows}, taken)
+
+    def _from_afar(self, uses: list[Use], questions: dict[tuple[int, str, int], list[int]], taken: dict[int, Leg | None]) -> None:
+        """Rule 5: who has another address elsewhere asks each time at once before; one asker, and for hardly anything else."""
+        met: dict[int, list[tuple[int, Use]]] = {}
+        for (asker, _, _), rows in questions.items():
+            queue = Queue(rows)
+            for use in uses:
+                found = queue.last(self.at, use.syn + _MS, max(use.floor, use.syn - _AT_ONCE))
+                if found is not None:
+                    met.setdefault(asker, []).append((found, use))
+        if len(met) != 1:
+            return
+        ((asker, pairs),) = met.items()
+        asked = sum(len(rows) for (other, *_), rows in questions.items() if other == asker)
+        if len({use.syn for _, use in pairs}) < _TIMES or 2 * len(pairs) < asked or asker not in self._clients:
+            return
+        for row, use in pairs:
+            taken[row] = use.leg
+            self.others[row] = self._clients[asker]
 
     def _targets(self, use: Use, names: dict[str, list[int]]) -> list[str]:
         """Names that a client may have asked for to open this connection, those it did ask for."""
@@ -747,6 +913,12 @@ class Lookups:
         for row in rows:
             if self._at_reply[row] >= self.at[row] >= 0:
                 yield self.at[row], self._at_reply[row]
+
+
+@lru_cache(1024)
+def network_of(ip: str) -> str:
+    """What an address shares with those beside it: the /24, or the /64."""
+    return ":".join(ip_address(ip).exploded.split(":")[:4]) if ":" in ip else ip.rpartition(".")[0]
 
 
 @lru_cache(16)  # some 40 KB each

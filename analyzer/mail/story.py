@@ -25,7 +25,7 @@ from analyzer.mail.clocks import Clocks
 from analyzer.mail.correlate import Correlator
 from analyzer.mail.hops import Builder, Leg, Lost, Trace, links, number
 from analyzer.mail.hosts import Hosts, Machine
-from analyzer.mail.lookups import Lookups, Use
+from analyzer.mail.lookups import Lookups, Use, Visit
 from analyzer.mail.mailbox import Mailboxes
 from analyzer.mail.opaque import Opaque
 from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
@@ -397,7 +397,7 @@ class _Telling:
         self.sightings = []
         for trace in {id(leg.trace): leg.trace for leg in self.opaque.settle() if leg.trace is not None}.values():
             number(trace.legs)
-        self.lookups.settle(self._machines())
+        self.lookups.settle(self._machines(), self._visits())
         self.scene = roles.Scene(self.idle, self.hosts, self.lookups)
         self.scene.add(self.traces)
         self.scene.counting = self.elsewhere is not None
@@ -415,6 +415,7 @@ class _Telling:
         server_roles = roles.name_servers(self.hosts, self.lookups)
         lost = self._lost()
         self.lookups.bind(self.hosts, self._uses(lost), {pair.server_ip for pair in self.ends})
+        self._asked_by_others()
         self._mailboxes()
         fate.relate(self.traces)
         self.traffic = self._traffic()
@@ -514,7 +515,7 @@ class _Telling:
         if self.archive is None:
             return []
         concerned = {self.hosts.of(info.client_ip) for info in self.idle} | {self.hosts.of(a.orig_ip) for a in self.attempts}
-        asking = self.lookups.askers(self.hosts.machines())
+        asking = self.lookups.askers(self.hosts.machines(), ((pair.client_ip, pair.server_ip) for pair in self.ends))
         mailboxes = {self.hosts.of(e.session.server_ip) for e in self.events}
         keys = {hash(e.message_id) for e in self.events if e.message_id is not None}
         clients = {ip for machine in concerned | asking for ip in machine.ips}
@@ -634,6 +635,34 @@ class _Telling:
             machine = self.hosts.of(ip)
             found.setdefault(id(machine), machine)
         return list(found.values())
+
+    def _visits(self) -> Iterator[Visit]:
+        """Connections seen from their beginning."""
+        sessions = {leg.session.session_id: leg.session for trace in self.traces for leg in trace.legs if leg.session is not None}
+        sessions.update((info.session_id, info) for info in self.idle)
+        for info in sessions.values() if len(self.lookups) else ():
+            syn, banner, true = info.connection.ts_syn, info.ts_banner, partial(self.clocks.true, info.source)
+            if syn is not None:
+                greeted = true(banner) if banner is not None else None
+                yield Visit(true(syn), greeted, info.stated_client_ip or info.client_ip, info.server_ip)
+
+    def _asked_by_others(self) -> None:
+        """Hosts that asked what an end of a hop needed, and nobody knows that they are that end, have part in its message."""
+        part: dict[tuple[int, int], tuple[Trace, Machine]] = {}
+        served: dict[tuple[Leg, str], bool] = {}
+        for row, ip in self.lookups.others.items():
+            leg, machine = self.lookups.bound[row], self.hosts.of(ip)
+            machine.seen(self.lookups.ts[row], self.lookups.ts_reply[row])
+            served[leg, ip] = self.lookups.is_outward(row, leg)
+            if leg.trace is not None:
+                part[id(leg.trace), id(machine)] = (leg.trace, machine)
+        for (leg, ip), outward in served.items():
+            role, end = (leg.client_role, leg.client_ip) if outward else (leg.server_role, leg.server_ip)
+            if role is not None:
+                self.scene.count(leg, self.hosts.of(ip), [(role, f"asks the DNS for {end}, which asks nothing itself")])
+        for trace, machine in part.values():
+            if all(machine not in (leg.client, leg.server) for leg in trace.legs if leg.session is not None):
+                machine.messages += 1
 
     def _lost(self) -> list[Lost]:
         """Connections without a transaction, each with the message it was made for, where that can be told."""

@@ -413,9 +413,9 @@ def _session_steps(info: SessionInfo) -> Iterator[tuple[int, str, bool, str, int
 
 def _dns_steps(raw: list[Raw], leg: Leg, row: int, lookups: Lookups, server_roles: dict[str, str]) -> None:
     server = lookups.server_ip(row)
-    neighbour = lookups.neighbours.get(row)
-    outward = neighbour is not None or lookups.is_by(row, leg.client)
-    mine = (neighbour or leg.client_ip, leg.client_role) if outward else (leg.server_ip, leg.server_role)
+    asker = lookups.others.get(row)
+    outward = lookups.is_outward(row, leg)
+    mine = (asker or leg.client_ip, leg.client_role) if outward else (asker or leg.server_ip, leg.server_role)
     other = (server, server_roles.get(server))
     what = f"{lookups.qname(row)} {lookups.qtype(row)}"
     frame = lookups.frame[row]

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from builders import MSA, MUA, MX, NAMES, RELAY, STORE, Post, World, mail, rows
+from builders import MSA, MUA, MX, NAMES, RELAY, STORE, Post, World, mail, parts, rows
 
+from analyzer.limits import Limits
 from analyzer.mail.story import Told
 from analyzer.protocols.dns import Transaction
 
@@ -323,3 +324,87 @@ def test_a_question_of_long_before_stays_with_the_connection_that_waited_out_a_d
     post.relay(slow, ["user1@b.example"], "B1")
     told = world.tell()
     assert [name for name, _ in served(told, (early, late))] == ["<1@a.example>", "<2@a.example>"]
+
+
+SIX, OTHER = "fd00::3:25", "fd00::9:9"
+
+
+def asks_who_calls(world: World, by: str) -> Transaction:
+    """While a client waits for the greeting, an address asks for its name."""
+    world.now -= 0.004
+    row = world.lookup(by, "25.1.0.10.in-addr.arpa", "PTR", f"PTR {NAMES[MSA]}.")
+    world.now += 0.003
+    return row
+
+
+def deliveries_with(world: World, times: int, *askers: str) -> list[Transaction]:
+    """The MSA hands over some messages; while it waits, these ask who it is."""
+    asked = []
+    for n in range(times):
+        info = world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+        asked += [asks_who_calls(world, by) for by in askers]
+        world.carry(info, "taro@a.example", ["hanako@b.example"], mail(n), queue_id=f"B{n}")
+        world.end(info)
+        world.pass_time(1)
+    return asked
+
+
+def test_who_asks_again_and_again_what_a_server_needs_asks_for_it() -> None:
+    for limits in (Limits(), Limits(story_sightings=1, story_part=1)):
+        world = World()
+        asked = deliveries_with(world, 3, SIX)
+        told = world.tell(limits)
+        messages = [m.message_id for part in parts(told) for m in part.messages]
+        (host,) = [h for h in rows(told.hosts) if h.ips == [SIX]]
+        assert [told.dns(row).hop for row in asked] == [1, 1, 1] and len(messages) == 3
+        assert told.dns(asked[0]).client_role == "mx"
+        assert (host.roles, host.messages, host.evidence) == (
+            ["mx"],
+            3,
+            [{"role": "mx", "rule": f"asks the DNS for {MX}, which asks nothing itself", "count": 3}],
+        )
+        said = [(s.actor_ip, s.actor_role) for s in told.timeline if s.event == "dns_query"]
+        assert said == [(SIX, "mx")] * 3
+
+
+def test_who_asked_once_or_with_another_or_at_other_times_too_asks_for_nobody_that_we_know() -> None:
+    for times, askers, strays in ((1, [SIX], 0), (3, [SIX, OTHER], 0), (3, [SIX], 4)):
+        world = World()
+        asked = deliveries_with(world, times, *askers)
+        for _ in range(strays):
+            world.pass_time(10)
+            world.lookup(SIX, "25.1.0.10.in-addr.arpa", "PTR", f"PTR {NAMES[MSA]}.")
+        told = world.tell()
+        assert {told.dns(row).hop for row in asked} == {None}
+        assert [h for h in rows(told.hosts) if SIX in h.ips] == []
+
+
+def test_a_relay_asks_from_an_address_of_its_own_for_that() -> None:
+    world = World()
+    post = Post(world)
+    asked = []
+    for n in range(3):
+        message = post.submit(mail(n), ["hanako@b.example"], f"A{n}")
+        asked += [world.lookup(SIX, "b.example", "MX", "MX 10 mail.b.example."), world.lookup(SIX, NAMES[MX], "A", f"A {MX}")]
+        post.relay(message, ["hanako@b.example"], f"B{n}")
+        world.pass_time(1)
+    told = world.tell()
+    assert [told.dns(row).hop for row in asked] == [2] * 6
+    assert [(told.dns(row).client_role) for row in asked] == ["msa"] * 6
+
+
+def test_a_client_with_several_addresses_asks_from_one_of_another_family() -> None:
+    for askers in ([SIX], [SIX, OTHER]):
+        world = World()
+        asked = []
+        own = world.lookup(SIX, NAMES[MSA], "A", f"A {MSA}")
+        world.session("smtp", SIX, MSA, 587)
+        for n in range(3):
+            asked += [world.lookup(by, NAMES[MSA], "A", f"A {MSA}") for by in askers]
+            info = world.session("smtp", f"10.0.1.{11 + n}", MSA, 587, auth_ok=True, auth_user="taro")
+            world.carry(info, "taro@a.example", ["hanako@b.example"], mail(n))
+            world.end(info)
+            world.pass_time(1)
+        told = world.tell()
+        assert told.dns(own).hop is None
+        assert [told.dns(row).hop for row in asked] == ([1] * 3 if len(askers) == 1 else [None] * 6)
