@@ -1,16 +1,19 @@
 """What is odd in a message's way: submission past the submission servers, open relays, trace fields that cannot be true.
 
 Rules:
-1. A client that hands in mail of its own to an exchanger, without a login, goes round its own domain's servers (`direct_to_mx`).
+1. A client that hands in mail of its own to an exchanger, without a login, goes round its own domain's servers (`direct_to_mx`);
+   not one that SPF names as such a server (newsletters and bills come from programs that deliver themselves).
 2. A server is an open relay when it passes on, for a client without a login, what comes from a stranger's domain and is for a
    stranger's domain.  Who may relay by address alone has a name or a sender of the server's own domain.
 3. Trace fields stand newest first; each server writes one (RFC 5321 4.4), so times do not run backwards and nobody but servers
    has any to show.  What contradicts packets or other fields may be forged; it is told, and joins nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+from analyzer.mail.authentication.answers import NOT_CAPTURED
 from analyzer.mail.hops import Leg, Trace
+from analyzer.mail.records import Authentication
 from analyzer.mail.reports import domain_of
 from analyzer.mail.roles import Scene, same_domain
 from analyzer.wire.anomalies import Anomaly
@@ -20,11 +23,12 @@ _SKEW = 300_000_000_000
 _LOOK_AT = 32
 
 
-def of(trace: Trace, scene: Scene) -> Iterator[Anomaly]:
-    """The oddities of one message, each kind once."""
+def of(trace: Trace, scene: Scene, authentication: Collection[Authentication]) -> Iterator[Anomaly]:
+    """The oddities of one message, each kind once; `authentication`: its rows."""
+    authorized = {row.hop for row in authentication if row.method == "spf" and _passes(row)}
     said: set[str] = set()
     for leg in trace.legs:
-        for name, detail in (*_submission(leg, scene), *_fields(leg)):
+        for name, detail in (*_submission(leg, scene, leg.number in authorized), *_fields(leg)):
             if name not in said:
                 said.add(name)
                 s = leg.sighting
@@ -32,11 +36,16 @@ def of(trace: Trace, scene: Scene) -> Iterator[Anomaly]:
                 yield Anomaly(s.seen, s.session.source, s.session.session_id, trace.id, name, detail, s.first_frame)
 
 
-def _submission(leg: Leg, scene: Scene) -> Iterator[tuple[str, str]]:
+def _passes(row: Authentication) -> bool:
+    """As evaluated, else as the server wrote."""
+    return row.result == "pass" or (row.result == NOT_CAPTURED and row.claimed == "pass")
+
+
+def _submission(leg: Leg, scene: Scene, authorized: bool) -> Iterator[tuple[str, str]]:
     s = leg.sighting
     if s is None or not leg.carried or leg.protocol != "smtp" or leg.client_role != "mua" or s.session.auth_ok:
         return
-    if leg.server_role == "mx":
+    if leg.server_role == "mx" and not authorized:
         yield "direct_to_mx", f"{leg.client_ip} hands its own message to {leg.server_ip}, an exchanger, without a login"
     if not leg.accepted or leg.server is None or _is_ours(leg, domain_of(s.mail_from)):
         return

@@ -411,7 +411,6 @@ class _Telling:
         self._compare_clocks()
         self.servers.settle(said)
         roles.assign(self.traces, self.scene)
-        self.anomalies += [odd for trace in self.traces for odd in oddities.of(trace, self.scene)]
         server_roles = roles.name_servers(self.hosts, self.lookups)
         lost = self._lost()
         self.lookups.bind(self.hosts, self._uses(lost), {pair.server_ip for pair in self.ends})
@@ -470,7 +469,6 @@ class _Telling:
                 part = self._hear_again(self._parts[n])
             self.servers.settle(part.said)
             roles.assign(part.traces, self.scene)
-            self.anomalies += [odd for trace in part.traces for odd in oddities.of(trace, self.scene)]
             yield self._part(part.traces, self.server_roles)
             unravel(part.traces)
 
@@ -761,12 +759,13 @@ class _Telling:
         return rows
 
     def _authentication(self, traces: list[Trace]) -> list[Authentication]:
-        """SPF, DKIM, DMARC and ARC, evaluated."""
+        """SPF, DKIM, DMARC and ARC, evaluated; and what is odd, by these too."""
         rows: list[Authentication] = []
         for trace in traces:
             mine, odd = self.judge.judge(trace)
             rows += mine
             self.anomalies += odd
+            self.anomalies += oddities.of(trace, self.scene, mine)
         return rows
 
     def _count(self, traces: list[Trace]) -> None:

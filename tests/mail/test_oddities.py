@@ -24,6 +24,17 @@ def test_a_program_that_hands_its_mail_to_the_exchanger_itself() -> None:
     assert names(world.tell()) == {"direct_to_mx"}
 
 
+def test_a_program_that_its_domain_lets_deliver_is_none() -> None:
+    for policy, odd in ((f"v=spf1 ip4:{MUA} -all", set()), ("v=spf1 ip4:192.0.2.1 ~all", {"direct_to_mx"})):
+        world = World()
+        exchangers(world, MUA)
+        info = world.session("smtp", MUA, MX, 25, client_name=NAMES[MUA], server_name=NAMES[MX])
+        world.lookup(MX, "a.example", "TXT", f'a.example. TXT "{policy}"')
+        world.carry(info, "taro@a.example", H, mail(1), queue_id="B1")
+        world.end(info)
+        assert names(world.tell()) == odd
+
+
 def test_a_server_that_passes_on_for_strangers_is_an_open_relay() -> None:
     world = World()
     post = Post(world)
