@@ -173,8 +173,8 @@ class Keys:
             reverse_path = s.mail_from.lower() if s.mail_from is not None else None
             some = s.recipients[:_RECIPIENTS]
             envelope = [hash((reverse_path, r.address.lower())) for r in some] or [hash((reverse_path,))]
+            envelope += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
             keys += envelope
-            keys += [hash((reverse_path, origin.lower())) for r in some if r.parameters and (origin := original_recipient(r))]
             base = verp_base(s)
             if base is not None and s.size_stated is not None:
                 envelope.append(hash((base, s.size_stated)))

@@ -4,18 +4,19 @@ Rules:
 1. Keys are tried strongest first; each is a dictionary, so cost is per sighting and never per pair.
 2. Time alone is no key.  The same Message-ID with another body is another message, unless the trace fields show a common past.
 3. A transaction without a Message-ID (refused before its data) belongs to the message that its client held, or sent later, under
-   the same envelope; without such evidence it stays alone.
+   the same envelope, or for the original recipient that it names (RFC 3461 4.2); without such evidence it stays alone.
 4. What joined two hops can be read off them again: `agreement` names the keys that hold and those that conflict.
 """
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
 from analyzer.limits import Limits
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.received import Received
-from analyzer.mail.sightings import Sighting, Trail
+from analyzer.mail.sightings import Sighting, Trail, original_recipient
 
 LADDER = (
     # key, score of a join that rests on it, what it says
@@ -24,8 +25,9 @@ LADDER = (
     ("received_chain", 0.95, "one's trace fields contain the other's, and the server between them wrote the next one"),
     ("message_id", 0.8, "same Message-ID, and one body is not known"),
     ("body+header", 0.75, "same body, From, Date and Subject; one has no Message-ID yet"),
+    ("envelope_id", 0.7, "same reverse-path and ENVID (RFC 3461 4.4)"),
     ("envelope+size", 0.6, "same client or one that handed it on, same envelope but for a member that it names, same size there"),
-    ("envelope", 0.5, "same client, same envelope, and the client held the message or tried again"),
+    ("envelope", 0.5, "same client, same envelope or original recipient (ORCPT), and the client held the message or tried again"),
 )
 """The keys, strongest first."""
 SCORES = {key: score for key, score, _ in LADDER}
@@ -37,6 +39,8 @@ _SLACK = 2_000_000_000
 """Nanoseconds by which a later hop may seem to begin before the earlier one ended (clocks of two taps, pipelined relays)."""
 _FOLDS = 10
 """Octets of line folding that one trace field may have."""
+_ADDED = 2_000
+"""Octets that a host may add to a message's header."""
 _FALLBACK_WITHIN = 600_000_000_000
 """A permanently refused attempt belongs to a transmission elsewhere only within this time."""
 
@@ -225,11 +229,12 @@ class Correlator:
         bare = [s for s in self.sightings if s.kind == "transaction" and s.message_id is None and s.body_digest is None]
         if not bare:
             return
-        envelopes = Envelopes(self.sightings, self.hosts)
+        envelopes = Envelopes(self.sightings, self.hosts, bare)
         alone: dict[tuple[object, ...], Sighting] = {}
         left: list[Sighting] = []
+        identified = self._identified() if any(s.envelope_id for s in bare) else {}
         for s in bare:
-            other = self._held(s, envelopes) or self._sent_later(s, envelopes)
+            other = self._held(s, envelopes) or self._sent_later(s, envelopes) or identified.get((s.mail_from, s.envelope_id))
             if other is not None:
                 self.forest.join(other.order, s.order)
             elif s.size_stated is not None:
@@ -248,22 +253,46 @@ class Correlator:
                     self.forest.join(before.order, s.order)
                 alone[key] = s
 
+    def _identified(self) -> dict[tuple[str | None, str | None], Sighting | None]:
+        """Reverse-path and ENVID -> a sighting of the one message that has them; None: several have."""
+        found: dict[tuple[str | None, str | None], Sighting | None] = {}
+        root = self.forest.root
+        for s in self.sightings:
+            if s.envelope_id is not None and (s.message_id is not None or s.body_digest is not None):
+                other = found.setdefault((s.mail_from, s.envelope_id), s)
+                if other is not None and root(other.order) != root(s.order):
+                    found[s.mail_from, s.envelope_id] = None
+        return found
+
     def _held(self, s: Sighting, envelopes: "Envelopes") -> Sighting | None:
-        """The message under this envelope that the client had taken in before, best one not yet passed on."""
-        best: tuple[tuple[int, int, int], Sighting] | None = None
+        """The message under this envelope that the client had taken in before, best one not yet passed on.
+
+        Of several it is the one that grew by what that client adds.
+        """
+        found: list[tuple[tuple[int, int], int | None, Sighting]] = []
         for other in envelopes.arrived(s):
             if s.ts - other.ts > self.limits.queue_lifetime or other is s:
                 break
             sent = envelopes.passed_on(other, s)
-            grown = s.size_stated - other.size if s.size_stated is not None and other.size is not None else None
+            grown = growth(other, s)
             fits = (
-                2 if grown is None else 3 if any(x.size_stated == s.size_stated for x in sent) else 2 if 0 <= grown < 2000 else 0
+                2
+                if grown is None
+                else 3
+                if any(x.size_stated == s.size_stated for x in sent)
+                else 2
+                if 0 <= grown < _ADDED
+                else 0
             )
             done = any(x.ts < s.ts and x.outcome in ("accepted", "partial") and _took(x, s) for x in sent)
-            rank = (fits, 0 if done else 1, other.order)
-            if best is None or rank > best[0]:
-                best = (rank, other)
-        return best[1] if best is not None and best[0][0] else None
+            if fits:
+                found.append(((fits, 0 if done else 1), grown, other))
+        best = max((rank for rank, *_ in found), default=None)
+        alike = [(grown, other) for rank, grown, other in found if rank == best]
+        if len(alike) < 2:
+            return alike[0][1] if alike else None
+        usual = envelopes.usual_growth(s)
+        return max(alike, key=lambda of: (usual[of[0]] if of[0] is not None else 0, of[1].order))[1]
 
     def _sent_later(self, s: Sighting, envelopes: "Envelopes") -> Sighting | None:
         """The later transmission that this attempt was a try of."""
@@ -280,6 +309,11 @@ class Correlator:
             if sized and not logged_in and (s.outcome != "rejected" or apart <= _FALLBACK_WITHIN):
                 return other
         return None
+
+
+def growth(arrived: Sighting, sent: Sighting) -> int | None:
+    """Octets that a host added to a message, as far as its size is known."""
+    return sent.size_stated - arrived.size if sent.size_stated is not None and arrived.size is not None else None
 
 
 def _took(sent: Sighting, s: Sighting) -> bool:
@@ -300,9 +334,13 @@ def _likeness(a: Sighting, b: Sighting) -> tuple[bool, bool, bool, int]:
 class Envelopes:
     """Who took in and sent on what envelope: (machine, reverse-path, a recipient) -> transmissions in time order."""
 
-    def __init__(self, sightings: list[Sighting], hosts: Hosts) -> None:
+    def __init__(self, sightings: list[Sighting], hosts: Hosts, bare: list[Sighting]) -> None:
         self._hosts = hosts
+        self._bare = bare
+        self._growth: dict[int, Counter[int]] | None = None
         self._arrived: dict[Envelope, list[Sighting]] = {}
+        self._arrived_for: dict[Envelope, list[Sighting]] = {}
+        """The same by original recipients."""
         self._sent: dict[Envelope, list[Sighting]] = {}
         for s in sightings:
             if s.kind != "transaction" or (s.message_id is None and s.body_digest is None):
@@ -310,22 +348,46 @@ class Envelopes:
             for key in _keys(s, self.client(s)):
                 self._sent.setdefault(key, []).append(s)
             if s.outcome in ("accepted", "partial", "unknown"):
-                for key in _keys(s, hosts.of(s.session.server_ip)):
+                server = hosts.of(s.session.server_ip)
+                for key in _keys(s, server):
                     self._arrived.setdefault(key, []).append(s)
+                for key in _original_keys(s, server):
+                    self._arrived_for.setdefault(key, []).append(s)
 
     def client(self, s: Sighting) -> Machine:
         """The machine that sent it, behind a proxy that says so."""
         return self._hosts.of(s.session.stated_client_ip or s.session.client_ip)
 
     def arrived(self, s: Sighting) -> Iterator[Sighting]:
-        """What the client of `s` had taken in under its envelope, latest first."""
-        for key in _keys(s, self.client(s)):
-            found = False
-            for other in nearest(self._arrived.get(key), s.ts):
-                found = True
-                yield other
-            if found:
-                return
+        """What the client of `s` had taken in under its envelope, or for its original recipients; latest first."""
+        client = self.client(s)
+        for keys, known in (
+            (_keys(s, client), self._arrived),
+            (_original_keys(s, client), self._arrived),
+            (_original_keys(s, client), self._arrived_for),
+        ):
+            for key in keys:
+                found = False
+                for other in nearest(known.get(key), s.ts):
+                    found = True
+                    yield other
+                if found:
+                    return
+
+    def usual_growth(self, s: Sighting) -> Counter[int]:
+        """By how many octets messages may have grown at the client of `s`, and how often: its trace fields are much the same."""
+        if self._growth is None:
+            self._growth = {}
+            clients = {id(self.client(x)) for x in self._bare}
+            sent = (x for xs in self._sent.values() for x in xs if id(self.client(x)) in clients)
+            for x in {id(x): x for x in (*self._bare, *sent)}.values():
+                counts = self._growth.setdefault(id(self.client(x)), Counter())
+                for other in islice(self.arrived(x), _LOOK_BACK):
+                    grown = growth(other, x)
+                    known = x.message_id is not None
+                    if grown is not None and 0 <= grown < _ADDED and (not known or x.message_id == other.message_id):
+                        counts[grown] += _LOOK_BACK if known else 1
+        return self._growth.get(id(self.client(s)), Counter())
 
     def passed_on(self, arrival: Sighting, s: Sighting) -> list[Sighting]:
         """What the client of `s` sent of this arrival, as far as the Message-ID tells."""
@@ -421,6 +483,15 @@ def _keys(s: Sighting, machine: Machine) -> Iterator[Envelope]:
         yield (id(machine), reverse_path, recipient.address.lower())
 
 
+def _original_keys(s: Sighting, machine: Machine) -> Iterator[Envelope]:
+    """The same by the recipients that its recipients were made from, as far as it names them."""
+    reverse_path = s.mail_from.lower() if s.mail_from is not None else None
+    for recipient in s.recipients[:_LOOK_BACK]:
+        origin = original_recipient(recipient)
+        if origin is not None and origin.lower() != recipient.address.lower():
+            yield (id(machine), reverse_path, origin.lower())
+
+
 def _ts(s: Sighting) -> int:
     return s.ts
 
@@ -455,6 +526,8 @@ def agreement(a: Sighting, b: Sighting, by_queue_id: bool, by_chain: bool) -> tu
         keys.append("message_id")
     if same_body and not same_id and a.header_date is not None and a.header_date == b.header_date:
         keys.append("body+header")
+    if a.envelope_id is not None and (a.envelope_id, a.mail_from) == (b.envelope_id, b.mail_from):
+        keys.append("envelope_id")
     base = verp_base(a)
     if base is not None and base == verp_base(b) and a.size_stated is not None and a.size_stated == b.size_stated:
         keys.append("envelope+size")
@@ -475,4 +548,5 @@ def _same_envelope(a: Sighting, b: Sighting) -> bool:
     if a.mail_from.lower() != b.mail_from.lower():
         return False
     mine = {r.address.lower() for r in a.recipients[:_LOOK_BACK]}
-    return any(r.address.lower() in mine for r in b.recipients[:_LOOK_BACK])
+    theirs = b.recipients[:_LOOK_BACK]
+    return any(r.address.lower() in mine or (original_recipient(r) or "").lower() in mine for r in theirs)

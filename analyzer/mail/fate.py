@@ -4,7 +4,8 @@ Rules:
 1. A recipient is followed from the first hop down the tree; a later try of the same client replaces an earlier one.
 2. An address that is rewritten on the way (alias, forward, list) still belongs to the recipient it was made from.
 3. A refusal that met the first hop's client is `rejected`; one that met a later host is `bounced`: that host has to report it.
-4. Without a further hop: `delivered` when a mailbox shows it or its final server's own traffic shows that nothing went on from
+4. Of a message whose first hop cannot be read, a recipient that only a report names is one, too.
+5. Without a further hop: `delivered` when a mailbox shows it or its final server's own traffic shows that nothing went on from
    there; else `relayed`.
 """
 
@@ -24,6 +25,8 @@ _EARLY = 200_000_000
 """Nanoseconds before the reply in which a server may begin to look for the next one."""
 _DEPTH = 100
 """Hops followed below one recipient."""
+_REPORTED = 1_000
+"""Recipients up to which reports may add some that no hop shows."""
 _NAMED = 32
 """Recipients that a report tells of by which it is linked."""
 
@@ -80,6 +83,8 @@ class Judge:
         """Recipient -> addresses it became."""
         self._origins: dict[str, set[str]] = {}
         """Original recipient (ORCPT) -> recipients as first given here."""
+        self._begun_unseen = any(leg.parent is None and leg.sighting is None for leg in trace.legs)
+        """It came by a hop whose recipients nobody saw: reports may name some more."""
         self._readers: set[str] = set()
         self._read: set[int] = set()
         self._lost = Counter(id(lost.client) for lost in trace.lost) if trace.lost else None
@@ -117,7 +122,12 @@ class Judge:
             for report, ts in self.trace.reported:
                 for fate in report.fates:
                     final, original = (fate.final or "").lower(), fate.recipient.lower()
-                    for low in names.get(final) or names.get(original) or self._origins.get(original) or ():
+                    about = names.get(final) or names.get(original) or self._origins.get(original) or set()
+                    if not about and self._begun_unseen and len(fates) < _REPORTED:
+                        self._first[original] = fate.recipient
+                        names[original] = about = {original}
+                        fates[original] = Outcome("unknown", 0, None, None)
+                    for low in about:
                         fates[low] = _reported(fates[low], fate, ts)
         rows = [_row(self.trace, self._first[low], fate) for low, fate in fates.items()]
         return rows or self._from_mailbox()

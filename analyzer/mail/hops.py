@@ -18,7 +18,7 @@ from analyzer.mail.opaque import Opaque, Untold
 from analyzer.mail.received import Received
 from analyzer.mail.records import Link
 from analyzer.mail.reports import Report
-from analyzer.mail.sightings import Sighting, Trail
+from analyzer.mail.sightings import Sighting, Trail, original_recipient
 from analyzer.protocols.base import MailboxEvent, SessionInfo
 from analyzer.wire.types import Attempt
 
@@ -378,11 +378,13 @@ def _leg_ts(leg: Leg) -> int:
 
 
 def _for_same_recipients(leg: Leg, here: list[Leg]) -> Leg | None:
-    wanted = {r.address.lower() for r in leg.sighting.recipients[:_LOOK_BACK]} if leg.sighting else set()
-    for other in reversed(here):
-        s = other.sighting
-        if s is not None and any(r.address.lower() in wanted for r in s.recipients[:_LOOK_BACK]):
-            return other
+    recipients = leg.sighting.recipients[:_LOOK_BACK] if leg.sighting else []
+    origins = {origin.lower() for r in recipients if (origin := original_recipient(r))}
+    for wanted in ({r.address.lower() for r in recipients}, origins):
+        for other in reversed(here):
+            s = other.sighting
+            if s is not None and any(r.address.lower() in wanted for r in s.recipients[:_LOOK_BACK]):
+                return other
     return here[-1] if here else None
 
 

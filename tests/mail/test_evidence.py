@@ -374,3 +374,91 @@ def test_times_that_were_not_seen_do_no_harm() -> None:
     told = story.finish()
     assert len(rows(told.hops)) == len(rows(told.messages)) == 1
     assert rows(told.timeline)
+
+
+FORWARDER = "10.0.4.25"
+NAMES[FORWARDER] = "mail.c.example"
+
+
+def test_what_a_forwarder_is_refused_belongs_to_the_original_recipient_that_it_names() -> None:
+    for limits in (Limits(), Limits(story_sightings=1, story_part=1)):
+        world = World()
+        post = Post(world)
+        for n, alias in ((1, "lost@c.example"), (2, "other@c.example")):
+            post.relay(post.submit(mail(n), [alias], f"A{n}"), [alias], f"C{n}", via=(MSA, FORWARDER))
+        for alias in ("lost@c.example", "other@c.example"):
+            info = world.session("smtp", FORWARDER, MX, 25)
+            event = world.carry(info, "taro@a.example", ["nouser@b.example"], None, outcome="rejected", size=900)
+            event.recipients[0].parameters = f"ORCPT=rfc822;{alias} NOTIFY=FAILURE"
+            world.end(info)
+        told = world.tell(limits)
+        every = [(list(part.hops), part.deliveries) for part in parts(told)]
+        hops = [h for hops, _ in every for h in hops if h.outcome == "rejected"]
+        assert sorted((h.hop, h.parent_hop) for h in hops) == [(3, 2), (3, 2)]
+        fates = [d for _, deliveries in every for d in deliveries]
+        assert sorted((d.recipient, d.outcome) for d in fates) == [("lost@c.example", "bounced"), ("other@c.example", "bounced")]
+
+
+def test_an_envelope_id_that_one_message_has_names_it() -> None:
+    for ids, messages in ((("e1", "e2"), 2), (("e1", "e1"), 3)):
+        world = World()
+        post = Post(world)
+        for n, envelope_id in enumerate(ids, 1):
+            post.hand(MSA, MX, 25, "taro@a.example", H, mail(n), queue_id=f"B{n}", mail_parameters=f"ENVID={envelope_id}")
+        post.hand(FORWARDER, MX, 25, "taro@a.example", ["nouser@b.example"], None, outcome="rejected", mail_parameters="ENVID=e1")
+        told = world.tell()
+        assert len(rows(told.messages)) == messages
+        if messages == 2:
+            assert [link.keys for link in rows(told.links)] == [["envelope_id"]]
+
+
+def test_a_recipient_that_only_a_report_names_is_told_where_the_first_hop_cannot_be_read() -> None:
+    for opaque in (True, False):
+        world = World()
+        post = Post(world)
+        at = world.now
+        message = mail(1)
+        if not opaque:
+            post.hand(MUA, MSA, 587, "taro@a.example", H, message, queue_id="A1")
+        message = received(message, at, NAMES[MSA], NAMES[MUA], MUA, with_="ESMTPSA", id="A1")
+        post.deliver(post.relay(message, H), H)
+        post.hand(MSA, STORE, 24, "", ["taro@a.example"], REPORT)
+        fates = {d.recipient: d.outcome for d in world.tell().deliveries if "b.example" in d.recipient}
+        assert fates == ({H[0]: "delivered", "nouser@b.example": "bounced"} if opaque else {H[0]: "delivered"})
+
+
+REPORT = """From: MAILER-DAEMON@smtp.a.example
+Content-Type: multipart/report; report-type=delivery-status; boundary=x
+Message-ID: <dsn@a.example>
+
+--x
+Content-Type: message/delivery-status
+
+Reporting-MTA: dns; smtp.a.example
+
+Final-Recipient: rfc822; nouser@b.example
+Action: failed
+Status: 5.1.1
+
+--x
+Content-Type: message/rfc822
+
+Message-ID: <1@a.example>
+--x--
+"""
+
+
+def test_of_two_messages_that_wait_a_try_is_of_the_one_that_grew_as_the_other_did() -> None:
+    world = World()
+    post = Post(world)
+    long, short = mail(1, "Hello, hello.\n"), mail(2)
+    for n, message in ((1, long), (2, short)):
+        post.hand(MUA, MSA, 587, "taro@a.example", H, message, queue_id=f"A{n}")
+    for message in (long, short):
+        post.hand(MSA, MX, 25, "taro@a.example", H, None, outcome="deferred", size=len(message.replace("\n", "\r\n")) + 190)
+    told = world.tell()
+    assert sorted((h.message_id or "", h.hop, h.parent_hop) for h in told.hops if h.outcome == "deferred") == [("", 2, 1)] * 2
+    sizes = {h.trace_id: h.size for h in told.hops if h.size}
+    assert {h.mail_parameters: sizes[h.trace_id] for h in told.hops if h.outcome == "deferred"} == {
+        f"SIZE={size + 190}": size for size in sizes.values()
+    }
