@@ -30,6 +30,7 @@ NAMES: dict[str, str] = {
     "ip_length_beyond_frame": "IP packets that claim more octets than their frame had; what is missing counts as not captured.",
     "link_type_unsupported": "Frames of a link type that cannot be read; they were skipped.",
     "wireless_opaque": "802.11 data frames that are encrypted, aggregated or fragmented; they were skipped.",
+    "encrypted_below": "Frames encrypted below TCP (IPsec ESP, MACsec, WireGuard, CAPWAP): what is in them cannot be seen.",
     "tunnel_too_deep": "Frames with more encapsulations than the stated limit; they were skipped.",
     "fragments_incomplete": "IP packets of which fragments are missing; they were skipped.",
     "fragments_dropped": "IP packets given up because more incomplete ones were held than the stated limit.",

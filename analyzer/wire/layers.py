@@ -173,10 +173,10 @@ class Walk:
         self.odd(name, layer, ~fits & ~existed)
         return layer.pick(fits)
 
-    def odd(self, name: str, layer: Layer, mask: Mask) -> None:
+    def odd(self, name: str, layer: Layer, mask: Mask, particular: str = "") -> None:
         """Count the frames for which `mask` is true."""
         if mask.any():
-            self.tally.add(self.frames, name, layer.row[mask])
+            self.tally.add(self.frames, name, layer.row[mask], particular)
 
     # going on
 

@@ -23,6 +23,7 @@ ETHERTYPE_KINDS = {
     0x8909: "cmd",  # Cisco MetaData: a security group tag
     0x8926: "vntag",
     0x893F: "etag",  # IEEE 802.1BR
+    0x88E5: "macsec",
     0x88E7: "pbb",  # IEEE 802.1ah
     0x894F: "nsh",
     0x6558: "bridged",
@@ -170,6 +171,17 @@ def pppoe(walk: Walk, layer: Layer) -> None:
     walk.emit("ppp", layer.pick(walk.u8(layer.at + 1) == 0).moved(6))
 
 
+def macsec(walk: Walk, layer: Layer) -> None:
+    """MACsec (IEEE 802.1AE 9): its tag; what follows is clear where neither encrypted nor changed, as the bits E and C say."""
+    layer = walk.whole(layer, 6, _SHORT)
+    control = walk.u8(layer.at)
+    clear = control & 0x0C == 0
+    walk.odd("encrypted_below", layer, ~clear, "MACsec")
+    inner = layer.moved(np.where(control & 0x20 != 0, 14, 6)).pick(clear)
+    inner = walk.whole(inner, 2, _SHORT)
+    walk.dispatch(ETHERTYPES_OR_LENGTH, inner.moved(2), walk.u16(inner.at))
+
+
 def wireless(walk: Walk, layer: Layer, padded: bool = False) -> None:
     """IEEE 802.11 data frame; what is encrypted, aggregated or fragmented is counted."""
     layer = walk.whole(layer, 2, _SHORT)
@@ -254,6 +266,7 @@ STEPS: dict[str, Step] = {
     "bridged": ethernet,
     "vlan": vlan,
     "cmd": partial(_tag, size=6),
+    "macsec": macsec,
     "vntag": partial(_tag, size=4),
     "etag": partial(_tag, size=6),
     "pbb": partial(_after, size=4, kind="ethernet"),
@@ -279,5 +292,5 @@ STEPS: dict[str, Step] = {
     "hdlc_after_1": partial(_after, size=1, kind="hdlc"),
     "ethernet_after_4": partial(_after, size=4, kind="ethernet"),
 }
-WRAPPERS = frozenset({"bridged", "vlan", "cmd", "vntag", "etag", "pbb", "pppoe", "ppi"})
+WRAPPERS = frozenset({"bridged", "vlan", "cmd", "macsec", "vntag", "etag", "pbb", "pppoe", "ppi"})
 """Kinds that count as an encapsulation; every way back to a kind already met goes through one of these or a tunnel's."""

@@ -49,6 +49,7 @@ TCP_HEADER = np.dtype(
 )
 UDP_HEADER = np.dtype([("src", ">u2"), ("dst", ">u2"), ("length", ">u2"), ("checksum", ">u2")])
 
+_ESP = 50
 _OVER_IP = {
     6: "tcp",
     17: "udp",
@@ -56,12 +57,17 @@ _OVER_IP = {
     41: "inner_ip",
     94: "inner_ip",
     47: "gre",
+    _ESP: "esp",
     51: "authentication",
     97: "etherip",
     137: "mpls",
 }
 PROTOCOLS4 = Table(256, _OVER_IP)
 PROTOCOLS6 = Table(256, _OVER_IP | dict.fromkeys((0, 43, 60, 135, 139, 140), "extension") | {44: "fragment6"})
+_REBUILT4, _REBUILT6 = (
+    np.array([table.names[kind] not in ("", "esp") for kind in table.lookup]) for table in (PROTOCOLS4, PROTOCOLS6)
+)
+"""Whether fragments are put together for what they hold."""
 
 _FLAGS = 0x3F
 _FRAGMENT_LEVELS = 2
@@ -93,7 +99,8 @@ def ip4(walk: Walk, layer: Layer) -> None:
     walk.network[layer.row] = layer.at
     part = (header["fragment"] & 0x3FFF) != 0
     if part.any():
-        read = part & (PROTOCOLS4.lookup[header["protocol"]] > 0)
+        read = part & _REBUILT4[header["protocol"]]
+        walk.odd("encrypted_below", layer, part & (header["protocol"] == _ESP), "IPsec ESP")
         walk.fragments.append(("ip4", layer.pick(read)))
         layer, header, size = layer.pick(~part), header[~part], size[~part]
     walk.dispatch(PROTOCOLS4, layer.moved(size), header["protocol"])
@@ -141,7 +148,8 @@ def fragment6(walk: Walk, layer: Layer) -> None:
     layer = walk.whole(layer, 8, "malformed_ip")
     atomic = walk.u16(layer.at + 2) & 0xFFF9 == 0
     following = walk.u8(layer.at)
-    read = ~atomic & (PROTOCOLS6.lookup[following] > 0)
+    read = ~atomic & _REBUILT6[following]
+    walk.odd("encrypted_below", layer, ~atomic & (following == _ESP), "IPsec ESP")
     walk.fragments.append(("ip6", layer.pick(read)))
     walk.dispatch(PROTOCOLS6, layer.pick(atomic).moved(8), following[atomic])
 

@@ -110,6 +110,11 @@ def nsh(walk: Walk, layer: Layer) -> None:
     walk.dispatch(NSH_PROTOCOLS, layer.moved(np.maximum(size, 8)), walk.u8(layer.at + 3))
 
 
+def esp(walk: Walk, layer: Layer) -> None:
+    """IPsec ESP (RFC 4303): whether it is encrypted is not said, so it counts as that."""
+    walk.odd("encrypted_below", layer, np.ones(len(layer), np.bool_), "IPsec ESP")
+
+
 def _inner_ip(walk: Walk, layer: Layer) -> None:
     """IP in IP (RFC 2003, 2473, 4213): nothing between the two headers."""
     walk.emit("ip", layer)
@@ -234,6 +239,39 @@ def tzsp(walk: Walk, layer: Layer) -> Mask:
     return own
 
 
+def capwap(walk: Walk, layer: Layer) -> Mask:
+    """CAPWAP data (RFC 5415 4): version 0, a header of the length it states, then 802.3 or 802.11; or DTLS."""
+    first, flags = walk.peek(layer.at, layer), walk.peek(layer.at + 2, layer, 2)
+    words = walk.peek(layer.at + 1, layer, 2)
+    size = 4 * (words >> 11)
+    sealed: Mask = (first == 1) & (walk.peek(layer.at + 4, layer) & 0xFC == 0x14)
+    walk.odd("encrypted_below", layer, sealed, "CAPWAP with DTLS")
+    whole: Mask = (first == 0) & (size >= 8) & (flags & 0x0088 == 0) & (layer.wire - layer.at > size)
+    native = flags & 0x0100 != 0
+    wired = whole & ~native & _looks_like_ethernet(walk, layer, layer.at + size)
+    wireless = whole & native & (flags >> 9 & 0x1F == 1)
+    walk.inward("ethernet", layer.moved(size).pick(wired))
+    walk.inward("wireless", layer.moved(size).pick(wireless))
+    own: Mask = sealed | wired | wireless
+    return own
+
+
+def esp_in_udp(walk: Walk, layer: Layer) -> Mask:
+    """ESP past address translation (RFC 3948 2): it begins with an index that is not 0 (IKE: 0) and is in words of 4 octets."""
+    left = layer.wire - layer.at
+    sealed = (walk.peek(layer.at, layer, 2) > 0) | (walk.peek(layer.at + 2, layer, 2) > 0)
+    walk.odd("encrypted_below", layer, sealed & (left >= 16) & (left % 4 == 0), "IPsec ESP")
+    return np.zeros(len(layer), np.bool_)  # no more than the port says so
+
+
+def wireguard(walk: Walk, layer: Layer) -> Mask:
+    """WireGuard transport data: type 4, three octets of 0, and what is padded to 16."""
+    left = layer.wire - layer.at
+    sealed = (walk.peek(layer.at, layer, 2) == 0x0400) & (walk.peek(layer.at + 2, layer, 2) == 0)
+    walk.odd("encrypted_below", layer, sealed & (left >= 32) & (left % 16 == 0), "WireGuard")
+    return np.zeros(len(layer), np.bool_)
+
+
 OverUdp = Callable[[Walk, Layer], Mask]
 OVER_UDP: dict[int, OverUdp] = {
     4789: vxlan,
@@ -246,6 +284,9 @@ OVER_UDP: dict[int, OverUdp] = {
     4341: lisp,
     6635: mpls_in_udp,
     37008: tzsp,
+    4500: esp_in_udp,
+    5247: capwap,
+    51820: wireguard,
 }
 """By either port: most choose the other freely, some answer from their own."""
 _IS_PORT = np.zeros(65536, np.bool_)
@@ -268,6 +309,7 @@ def over_udp(walk: Walk, layer: Layer, src: I64, dst: I64) -> Mask:
 STEPS: dict[str, Step] = {
     "mpls": mpls,
     "gre": gre,
+    "esp": esp,
     "erspan2": erspan2,
     "erspan3": erspan3,
     "etherip": etherip,

@@ -311,6 +311,10 @@ TUNNELS = {
     "Teredo, authenticated, origin": _outer(TEREDO, 3544),
     "LISP": _outer(b"\x80" + b"\0" * 7 + PACKET, 4341),
     "MPLS in UDP": _outer(b"\0\0\x11\x40" + PACKET, 6635),
+    "CAPWAP, 802.3": _outer(b"\0\x10\0\0" + b"\0" * 4 + ethernet(PACKET), 5247),
+    "CAPWAP, 802.11, radio's address": _outer(b"\0\x20\x03\x10" + b"\0" * 4 + b"\6" + b"\2" * 7 + _dot11(PACKET), 5247),
+    "MACsec, not encrypted": ethernet(b"\0\0" + b"\0\0\0\1" + b"\x08\0" + PACKET + b"\5" * 16, 0x88E5),
+    "MACsec, not encrypted, channel": ethernet(b"\x20\0" + b"\0\0\0\1" + b"\2" * 8 + b"\x08\0" + PACKET + b"\5" * 16, 0x88E5),
     "TZSP": _outer(b"\1\0\0\1\x0a\1\xaa\0\1" + ethernet(PACKET), 37008),
     "NSH": ethernet(b"\0\2\1\1\0\0\1\xff" + PACKET, 0x894F),
     "VXLAN in GRE in 4in6 in 802.1ad": vlan(ip6(_over_ip(gre(_outer(VXLAN, 4789)[14:]), 47)[14:], 4), [(0x88A8, 1), (0x8100, 2)]),
@@ -322,7 +326,31 @@ def test_tunnel(name: str) -> None:
     assert mailed(TUNNELS[name])
 
 
-@pytest.mark.parametrize("port", [4789, 8472, 4790, 6081, 2152, 1701, 3544, 4341, 6635, 37008])
+SEALED = {
+    "IPsec ESP": [
+        _over_ip(b"\0\0\x12\x34" + b"\0\0\0\1" + b"\xa5" * 64, 50),
+        ethernet(ip6(b"\0\0\x12\x34" + b"\0\0\0\1" + b"\xa5" * 64, 50)),
+        _outer(b"\0\0\x12\x34" + b"\0\0\0\1" + b"\xa5" * 64, 4500),
+    ],
+    "MACsec": [ethernet(b"\x0c\0" + b"\0\0\0\1" + b"\xa5" * 64, 0x88E5)],
+    "WireGuard": [_outer(b"\4\0\0\0" + b"\x12\0\0\0" + b"\1" + b"\0" * 7 + b"\xa5" * 32, 51820)],
+    "CAPWAP with DTLS": [_outer(b"\1\0\0\0" + b"\x17\xfe\xff" + b"\xa5" * 64, 5247)],
+}
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_what_is_encrypted_below_tcp_is_counted(name: str) -> None:
+    _, odd = decode(SEALED[name])
+    many = "1 frame" if len(SEALED[name]) == 1 else f"{len(SEALED[name])} frames"
+    assert {word: row.detail for word, row in odd.items()} == {"encrypted_below": f"{name}: {many}, the first here"}
+
+
+def test_keys_are_agreed_and_kept_alive_in_the_clear() -> None:
+    ike, alive = b"\0\0\0\0" + b"\x29" * 60, b"\xff"
+    assert not decode([_outer(ike, 4500), _outer(alive, 4500), _outer(b"\1\0\0\0" + b"\xa5" * 144, 51820)])[1]
+
+
+@pytest.mark.parametrize("port", [4789, 8472, 4790, 6081, 2152, 1701, 3544, 4341, 6635, 37008, 4500, 5247, 51820])
 def test_dns_from_a_tunnel_s_port_stays_dns(port: int) -> None:
     answer = b"\x08\0\x81\x80\0\1\0\1\0\0\0\0\7example\3org\0\0\x0f\0\1"
     assert only([ethernet(ip4(udp(answer, 53, port), 17))]).payload == answer
