@@ -339,6 +339,8 @@ class Recovery(Dialogue):
             reader.gap(-1)
         self.left, self._lost = 0, lost
         self.end_chunk(given, False)
+        if self.transaction is not None:
+            self.transaction.holed = True
         self.lossy = self.command_hole = self.headless = True
         self.state = LOST
         return True
@@ -372,6 +374,8 @@ class Recovery(Dialogue):
             transaction.reader.gap(-1)
             transaction.finals.append((None, reply))
             self.conclude(transaction, "reply", None, None)
+        elif self.transaction is not None and self.transaction.holed and self.transaction.reader is not None:
+            self.transaction.final_lost = reply
         return False
 
     def greeted(self, reply: Reply) -> None:

@@ -66,6 +66,7 @@ class Transaction:
         "crowded",
         "data_begin",
         "data_done",
+        "final_lost",
         "finals",
         "heard",
         "holed",
@@ -106,6 +107,8 @@ class Transaction:
         """A reply to MAIL, RCPT or DATA was not seen."""
         self.holed = False
         """Commands of it may be lost, chunks among them."""
+        self.final_lost: Reply | None = None
+        """The server's last word on commands that are lost, of which one may have been its last chunk."""
         self.outer: Transaction | None = None
         """The transaction that was open when this MAIL was given."""
         self.into: Transaction | None = None
@@ -150,6 +153,8 @@ class Transaction:
         carried, reader = self.carried, self.reader
         if reader is not None:
             carried.content = reader.content(self.data_done)
+        if not self.finals and self.final_lost is not None:
+            self.finals.append((None, self.final_lost))
         final = [reply for _, reply in self.finals if reply is not None and reply.kind in (2, 4, 5)]
         if final:
             self._by_finals(final)
@@ -204,7 +209,7 @@ class Transaction:
     def _given_up(self, why: str, ts: int | None, frame: int | None) -> None:
         carried = self.carried
         carried.last_frame = frame
-        if why not in ("client", "fin", "reset") or self.data_done or self.unseen:
+        if why not in ("client", "fin", "reset") or self.data_done or self.unseen or (self.holed and self.reader is not None):
             return
         carried.outcome, carried.ts_end = "aborted", ts
         if self.last is not None:
