@@ -20,9 +20,9 @@ NUMBER64 = (1 << 63) - 1
 _LITERAL = re.compile(rb"~?\{([0-9]+)([+-]?)\}\Z")
 
 # tag = 1*<any ASTRING-CHAR except "+"> ; command = tag SP name ...
-_COMMAND = re.compile(rb"([^\s(){%*\"\\+\]]{1,100})[ ]+([A-Za-z][A-Za-z0-9.=_-]{0,31})(?:[ ]+(.*))?\Z", re.DOTALL)
+_COMMAND = re.compile(rb"([^\s(){%*\"\\+]{1,100})[ ]+([A-Za-z][A-Za-z0-9.=_-]{0,31})(?:[ ]+(.*))?\Z", re.DOTALL)
 _UID_COMMAND = re.compile(rb"([A-Za-z]{1,20})(?:[ ]+(.*))?\Z", re.DOTALL)
-_TAGGED = re.compile(rb"([^\s(){%*\"\\+\]]{1,100}) (OK|NO|BAD)(?: (.*))?\Z", re.IGNORECASE | re.DOTALL)
+_TAGGED = re.compile(rb"([^\s(){%*\"\\+]{1,100}) (OK|NO|BAD)(?: (.*))?\Z", re.IGNORECASE | re.DOTALL)
 _TEXT_CODE = re.compile(rb"\[([A-Za-z0-9.=_/-]+)(?: ([^\]]*))?\]")
 
 # section = "[" [section-spec] "]" ["<" number ">"]: the number says at which octet a partial begins

@@ -11,8 +11,8 @@ _SAYS = re.compile(
     re.IGNORECASE,
 )
 _GREETS = re.compile(rb"\* (?:OK|PREAUTH|BYE)\b", re.IGNORECASE)
-_SAYS_TAGGED = re.compile(rb"(?:\A|\n)[^\s+*(){%\"\\\]]{1,40} (?:OK|NO|BAD)\b", re.IGNORECASE)
-_ASKS = re.compile(rb"(?:\A|\n)[^\s+*(){%\"\\\]]{1,40} (UID )?([A-Za-z]{2,20})(?:\r?\n| )")
+_SAYS_TAGGED = re.compile(rb"(?:\A|\n)[^\s+*(){%\"\\]{1,40} (?:OK|NO|BAD)\b", re.IGNORECASE)
+_ASKS = re.compile(rb"(?:\A|\n)[^\s+*(){%\"\\]{1,40} (UID )?([A-Za-z]{2,20})(?:\r?\n| )")
 _OTHERS = re.compile(rb"[*$:]|[1-5]\d\d[ -]|\+OK|-ERR")
 """How servers of other text protocols begin a reply: Redis, SMTP, FTP, POP3."""
 _COMMON = frozenset("NOOP LIST STATUS LOGOUT DELETE SEARCH MOVE COPY ID".split())
