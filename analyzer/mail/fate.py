@@ -267,8 +267,8 @@ def _reported(fate: Outcome, said: Fate, ts: int) -> Outcome:
 
 
 def _words(s: Sighting, r: Recipient) -> tuple[int | None, str | None, str | None]:
-    """The reply that decided: LMTP's own for each recipient, else the transaction's."""
-    if s.session.protocol != "lmtp" and r.outcome == "accepted":
+    """The reply that decided: LMTP's own for each recipient, or where others were refused; else the transaction's."""
+    if s.session.protocol != "lmtp" and r.outcome == "accepted" and s.outcome != "partial":
         return s.code, s.enhanced_code, s.reply_text
     return r.code, r.enhanced_code, r.reply_text
 

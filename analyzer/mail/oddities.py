@@ -7,6 +7,8 @@ Rules:
    stranger's domain.  Who may relay by address alone has a name or a sender of the server's own domain.
 3. Trace fields stand newest first; each server writes one (RFC 5321 4.4), so times do not run backwards and nobody but servers
    has any to show.  What contradicts packets or other fields may be forged; it is told, and joins nothing.
+4. A message that comes to a server and port again for the same recipient goes round (a filter hands it back on another port).  A
+   client that sends again what was taken had not heard the reply: the recipient has it twice.
 """
 
 from collections.abc import Collection, Iterator
@@ -21,6 +23,8 @@ from analyzer.wire.anomalies import Anomaly
 _SKEW = 300_000_000_000
 """Clocks of servers that differ by less are no news."""
 _LOOK_AT = 32
+_DEPTH = 100
+"""Hops above one that are looked at."""
 
 
 def of(trace: Trace, scene: Scene, authentication: Collection[Authentication]) -> Iterator[Anomaly]:
@@ -28,7 +32,8 @@ def of(trace: Trace, scene: Scene, authentication: Collection[Authentication]) -
     authorized = {row.hop for row in authentication if row.method == "spf" and _passes(row)}
     said: set[str] = set()
     for leg in trace.legs:
-        for name, detail in (*_submission(leg, scene, leg.number in authorized), *_fields(leg)):
+        again = (*_round(leg), *_twice(leg, trace)) if leg.parent is not None else ()
+        for name, detail in (*_submission(leg, scene, leg.number in authorized), *_fields(leg), *again):
             if name not in said:
                 said.add(name)
                 s = leg.sighting
@@ -75,6 +80,62 @@ def _passed_on(leg: Leg, address: str) -> bool:
         if onward and s is not None and any(r.address.lower() == address for r in s.recipients[:_LOOK_AT]):
             return True
     return False
+
+
+def _round(leg: Leg) -> Iterator[tuple[str, str]]:
+    """The message has been here before."""
+    s = leg.sighting
+    if s is None or not leg.carried or leg.protocol != "smtp":
+        return
+    above, times = leg.parent, 0
+    mine: set[str] = set()
+    for _ in range(_DEPTH):
+        if above is None:
+            break
+        before = above.sighting
+        if before is not None and above.server is leg.server and before.session.server_port == s.session.server_port:
+            mine = mine or {r.address.lower() for r in s.recipients[:_LOOK_AT]}
+            times += any(r.address.lower() in mine for r in before.recipients[:_LOOK_AT])
+        above = above.parent
+    if times == 1:
+        yield "mail_loop", f"hop {leg.number} brings it to {_called(leg)} again for <{s.recipients[0].address}>"
+
+
+def _twice(leg: Leg, trace: Trace) -> Iterator[tuple[str, str]]:
+    """A recipient for whom the message was taken before."""
+    s = leg.sighting
+    parent = leg.parent
+    if s is None or not leg.carried or not leg.accepted or parent is None:
+        return
+    if len(parent.children or ()) > 1:
+        for other in parent.children[:_LOOK_AT] if parent.children else ():
+            address = _both_took(other, leg) if other.client is leg.client else None
+            if address is not None:
+                late = other.end - leg.ts
+                said = f"{late / 1e9:.3f} s before {_called(other)} said" if late > 0 else f"though {_called(other)} had said"
+                yield "sent_again", f"hop {leg.number} was begun {said} that it takes it for <{address}> (hop {other.number})"
+                break
+    if leg.server_role == "mda":
+        for other in trace.legs[: leg.number - 1][-_LOOK_AT:]:
+            address = _both_took(other, leg) if other.server_role == "mda" and other.server is leg.server else None
+            if address is not None:
+                yield "delivered_twice", f"{_called(leg)} took it for <{address}> in hop {other.number} and in hop {leg.number}"
+                break
+
+
+def _both_took(earlier: Leg, leg: Leg) -> str | None:
+    """A recipient for whom two hops' servers took the message."""
+    a, b = earlier.sighting, leg.sighting
+    if a is None or b is None or earlier.number >= leg.number or not earlier.carried or not earlier.accepted:
+        return None
+    taken = {r.address.lower() for r in a.recipients[:_LOOK_AT] if r.outcome == "accepted"}
+    return next((r.address for r in b.recipients[:_LOOK_AT] if r.outcome == "accepted" and r.address.lower() in taken), None)
+
+
+def _called(leg: Leg) -> str:
+    """A hop's server, as it calls itself."""
+    assert leg.sighting is not None
+    return leg.sighting.session.server_name or leg.server_ip or "a server"
 
 
 def _fields(leg: Leg) -> Iterator[tuple[str, str]]:

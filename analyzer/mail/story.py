@@ -646,6 +646,7 @@ class _Telling:
 
     def _asked_by_others(self) -> None:
         """Hosts that asked what an end of a hop needed, and nobody knows that they are that end, have part in its message."""
+        for_one = set(self.lookups.stand_ins.values())
         part: dict[tuple[int, int], tuple[Trace, Machine]] = {}
         served: dict[tuple[Leg, str], bool] = {}
         for row, ip in self.lookups.others.items():
@@ -656,8 +657,9 @@ class _Telling:
                 part[id(leg.trace), id(machine)] = (leg.trace, machine)
         for (leg, ip), outward in served.items():
             role, end = (leg.client_role, leg.client_ip) if outward else (leg.server_role, leg.server_ip)
+            whom = end if ip in for_one else "a client"
             if role is not None:
-                self.scene.count(leg, self.hosts.of(ip), [(role, f"asks the DNS for {end}, which asks nothing itself")])
+                self.scene.count(leg, self.hosts.of(ip), [(role, f"asks the DNS for {whom}, which asks nothing itself")])
         for trace, machine in part.values():
             if all(machine not in (leg.client, leg.server) for leg in trace.legs if leg.session is not None):
                 machine.messages += 1

@@ -13,6 +13,8 @@ from analyzer.views.trace import Question, Trace, asked, wireshark
 LINES = 40
 """Lines of lookups, events or recipients shown of one hop; --json has them all."""
 
+ALIKE = 4
+"""So many results that say the same are one line."""
 NAME = 40
 """Columns that a host's name may take."""
 SHORTEST_PHASE = 0.00005
@@ -95,7 +97,16 @@ def time_went(trace: Trace, costs: list[_Cost] | None = None) -> str:
         vain = sum(step.hop == most.hop.hop for step in trace.failed())
         said += f", {counted(tries, 'refused try', 'refused tries')} included" if tries else ""
         said += f", {counted(vain, 'connection')} that came to nothing included" if vain else ""
-    return said + "."
+    return said + "." + _before_that(trace)
+
+
+def _before_that(trace: Trace) -> str:
+    """The time on hops that cannot be read and came before all that can."""
+    first = trace.message.ts_first
+    begun = min(((hop.ts_start, hop.hop) for hop in trace.hops if hop.basis == "matched" and hop.ts_start), default=None)
+    if first is None or begun is None or begun[0] >= first:
+        return ""
+    return f" Before that, {duration((first - begun[0]) / 1e9)} passed since hop {begun[1]} began, in TLS that cannot be read."
 
 
 def not_seen(trace: Trace, look: Look) -> list[str]:
@@ -197,7 +208,10 @@ class _Telling:
         page.line("  ", f"{look.short(sender(message) or '?', 40)} {look.arrow} {to}")
         words: list[str | Span] = [Span(message.outcome, STYLE.get(message.outcome, ""))]
         if message.elapsed_s is not None:
-            words[0] = Span(f"{message.outcome} in {duration(message.elapsed_s)}", STYLE.get(message.outcome, ""))
+            took = f"in {duration(message.elapsed_s)}" + (
+                " after the hops that cannot be read" if _before_that(self.trace) else ""
+            )
+            words[0] = Span(f"{message.outcome} {took}", STYLE.get(message.outcome, ""))
         words.append(counted(message.hops, "hop"))
         if message.size is not None:
             words.append(octets(message.size))
@@ -469,21 +483,28 @@ class _Telling:
         if not rows:
             return
         self.heading("Authentication")
-        for row in rows[:LINES]:
+        alike: dict[tuple[object, ...], list[Authentication]] = defaultdict(list)
+        for row in rows:
+            alike[row.method, row.result, row.domain, row.selector, row.claimed, row.claimed_by, row.reason].append(row)
+        folded = {id(row): same for same in alike.values() if len(same) >= ALIKE for row in same}
+        shown = [row for row in rows if id(row) not in folded or folded[id(row)][0] is row]
+        for row in shown[:LINES]:
+            same = folded.get(id(row), [])
             about = [
                 row.domain or "",
                 f"(key {row.selector})" if row.selector else "",
                 f"policy {row.policy}" if row.policy else "",
             ]
             said = [f"({row.claimed_by or 'the server'} said {row.claimed})"] if row.claimed is not None else []
+            said += [f"(the same at {counted(len(same) - 1, 'more hop')} up to {same[-1].hop})"] if same else []
             words = [self.look.safe(word) for word in (*about, *said) if word]
             self.page.wrapped(
                 f"  {row.hop:>2}  {row.method.upper():5}  ",
                 [Span(row.result, verdict_style(row)), *words, f"{self.look.dot} {self.look.short(row.reason, 100)}"],
                 indent=13,
             )
-        if len(rows) > LINES:
-            self.page.line(f"  {len(rows) - LINES:,} more: --json has them all")
+        if len(shown) > LINES:
+            self.page.line(f"  {len(shown) - LINES:,} more: --json has them all")
 
     def odd(self) -> None:
         """Anomalies of the message and of the sessions it crossed."""

@@ -462,3 +462,12 @@ def test_of_two_messages_that_wait_a_try_is_of_the_one_that_grew_as_the_other_di
     assert {h.mail_parameters: sizes[h.trace_id] for h in told.hops if h.outcome == "deferred"} == {
         f"SIZE={size + 190}": size for size in sizes.values()
     }
+
+
+def test_the_reply_for_a_recipient_is_not_the_refusal_of_another() -> None:
+    world = World()
+    info = world.session("smtp", MSA, MX, 25)
+    to = ["nobody@b.example", *H]
+    world.carry(info, "taro@a.example", to, mail(1), queue_id="B1", outcome="partial", code=550, refused={to[0]: 550})
+    world.end(info)
+    assert {d.recipient: d.code for d in world.tell().deliveries} == {to[0]: 550, H[0]: 250}

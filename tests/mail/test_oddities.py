@@ -1,6 +1,6 @@
 """What is odd in a message's way, and what is not."""
 
-from builders import MSA, MUA, MX, NAMES, RELAY, SECOND, Post, World, mail, received, stamp
+from builders import MSA, MUA, MX, NAMES, RELAY, SECOND, STORE, Post, World, mail, received, stamp
 from test_evidence import H, exchangers
 
 from analyzer.mail.story import Told
@@ -135,3 +135,47 @@ def test_the_only_exchanger_that_answers_keeps_the_mail() -> None:
     assert [d.outcome for d in world.tell().deliveries] == ["delivered"]
     world.lookup("10.0.3.26", "b.example", "MX", "MX 10 mail.b.example.", "MX 20 mx2.b.example.")
     assert [d.outcome for d in world.tell().deliveries] == ["relayed"]
+
+
+def test_a_message_that_comes_to_a_server_again_goes_round() -> None:
+    for port, odd in ((25, {"mail_loop"}), (10026, set())):  # a filter hands it back on another port
+        world = World()
+        exchangers(world, MSA)
+        post = Post(world)
+        message = post.relay(post.submit(mail(1), H), H)
+        message = post.relay(message, H, "R1", via=(MX, RELAY))
+        post.hand(RELAY, MX, port, "taro@a.example", H, message, queue_id="B2")
+        assert names(world.tell()) & {"mail_loop"} == odd
+
+
+def test_a_client_that_did_not_wait_for_the_reply_sends_again() -> None:
+    world = World()
+    exchangers(world, MSA)
+    post = Post(world)
+    sent = post.submit(mail(1), H)
+    slow = world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+    begun = world.now
+    event = world.carry(slow, "taro@a.example", H, sent, queue_id="B1")
+    event.ts_end = world.ns(begun + 4)
+    world.now = begun + 2
+    second = post.relay(sent, H, "B2")
+    world.now = begun + 4
+    post.deliver(received(sent, begun + 4, NAMES[MX], NAMES[MSA], MSA, with_="ESMTP", id="B1"), H)
+    post.deliver(second, H)
+    world.end(slow)
+    told = world.tell()
+    said = {row.name: row.detail for row in told.anomalies}
+    assert said == {
+        "sent_again": f"hop 3 was begun 1.995 s before {NAMES[MX]} said that it takes it for <{H[0]}> (hop 2)",
+        "delivered_twice": f"{NAMES[STORE]} took it for <{H[0]}> in hop 4 and in hop 5",
+    }
+
+
+def test_a_retry_after_a_refusal_is_no_second_copy() -> None:
+    world = World()
+    exchangers(world, MSA)
+    post = Post(world)
+    sent = post.submit(mail(1), H)
+    post.hand(MSA, MX, 25, "taro@a.example", H, None, outcome="deferred")
+    post.deliver(post.relay(sent, H), H)
+    assert names(world.tell()) == set()

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 
 from analyzer.errors import MessageNotFound
-from analyzer.mail.records import Step
+from analyzer.mail.records import Authentication, Step
 from analyzer.tables import TABLES, Tables
 from analyzer.views.text import Look, cells, plain
 from analyzer.views.trace import Trace, find, gather, select, wireshark
@@ -104,6 +104,26 @@ def test_where_the_time_went_is_one_sentence(trace):
 def test_without_a_whole_phase_nothing_is_made_up():
     page = str(Trace(synthetic.message(), hops=[synthetic.hop(1, basis="claimed")]))
     assert "Nothing here tells: no phase of a hop was seen whole." in page
+
+
+def test_time_on_hops_that_cannot_be_read_is_told_beside_the_rest():
+    opaque = synthetic.hop(1, basis="matched", ts_start=synthetic.at(-4))
+    read = synthetic.hop(2, ts_start=synthetic.at(0), transfer_s=0.02, accept_s=1.0, server_name="mx")
+    lines = str(Trace(synthetic.message(elapsed_s=1.02), hops=[opaque, read])).splitlines()
+    assert lines[3].startswith("  mixed in 1.02 s after the hops that cannot be read")
+    told = " ".join(" ".join(lines[lines.index("Where the time went") + 1 :][:2]).split())
+    assert "1.00 s of 1.02 s (98%) waiting for mx to answer for the message, hop 2." in told
+    assert "Before that, 4.00 s passed since hop 1 began, in TLS that cannot be read." in told
+
+
+def test_what_every_hop_says_of_the_sender_is_said_once():
+    same = {"trace_id": synthetic.TRACE, "method": "spf", "result": "pass", "domain": "example.org", "reason": "ip4"}
+    hops = [synthetic.hop(n) for n in range(1, 8)]
+    rows = [synthetic.row(Authentication, **same, hop=n) for n in range(2, 8)]
+    lines = str(Trace(synthetic.message(), hops=hops, authentication=rows)).splitlines()
+    assert [line for line in lines if " SPF  " in line] == [
+        "   2  SPF    pass example.org (the same at 5 more hops up to 7) · ip4"
+    ]
 
 
 def test_what_was_not_seen_is_named(trace):
