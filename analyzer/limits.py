@@ -157,6 +157,8 @@ class Limits:
     the story does not depend on it."""
     story_part: int = 2_000
     """Crossings told at a time then; those that DNS, mailbox events, reports or failed connections concern are told at once."""
+    story_at_once: int = 200_000
+    """Crossings told at once so (some 2 KB each): the later ones are told without an eye on these, `told_apart`."""
     hosts: int = 100_000
     """Hosts kept that only had part in sessions without a message: further ones have no row, `hosts_dropped`."""
     lookups: int = 750_000

@@ -6,6 +6,7 @@ NAMES: dict[str, str] = {
     "lookups_dropped": "There are more DNS lookups than the limit; the later ones are bound to no hop.",
     "attempts_dropped": "There are more connections without a transaction than the limit; the later ones are in no timeline.",
     "mailbox_events_dropped": "There are more mailbox events than the limit; the later ones are in no timeline.",
+    "told_apart": "More crossings than the limit go with DNS, mailbox events or failed connections; the later ones lack these.",
     "hop_seen_twice": "Two captures show the same crossing; it is one hop, told from the one that shows more.",
     "clock_offset": "Two captures that show the same crossings disagree about the time; it is taken off only by --align.",
     "message_id_reused": "A Message-ID stands in messages with different bodies and no common past; they are told apart.",

@@ -317,9 +317,10 @@ class Archive:
             yield Ends(client_ip, server_ip, bool(how & _TRANSACTION), bool(how & _LMTP), bool(how & _HANDED_IN))
 
     def split(
-        self, keys: Collection[int], clients: Collection[str], servers: Collection[str], opaque: Collection[str], size: int
-    ) -> tuple[Any, list[Any]]:
-        """(the part told first, the others): numbers of sightings, some `size` in each.
+        self, keys: Collection[int], clients: Collection[str], servers: Collection[str], opaque: Collection[str], limits: Limits
+    ) -> tuple[Any, list[Any], int]:
+        """(the part told first, the others): numbers of sightings, some `limits.story_part` in each; how many should be in the
+        first and are not, as it has room for `limits.story_at_once` (the earliest messages).
 
         Told first is what has one of `keys`; whose client is one of `clients`, or whose server one of `servers`; and what
         trace fields say was passed on by one of `opaque`.
@@ -344,16 +345,17 @@ class Archive:
         began = np.full(count, np.iinfo(np.int64).max)
         np.minimum.at(began, label, np.frombuffer(self._ts, np.int64))
         order = np.lexsort((label, began[label]))
+        asked = order[first[order]]
+        late = asked[_cut(_edges(label[asked]), limits.story_at_once, len(asked)) :]
+        first[late] = False
         order = order[~first[order]]
         parts: list[Any] = []
-        start = 0
-        edges = np.flatnonzero(np.diff(label[order], prepend=-1))
+        start, edges = 0, _edges(label[order])
         while start < len(order):
-            at = np.searchsorted(edges, start + size)
-            until = int(edges[at]) if at < len(edges) else len(order)
+            until = _cut(edges, start + limits.story_part, len(order))
             parts.append(np.sort(order[start:until]))
             start = until
-        return np.flatnonzero(first), parts
+        return np.flatnonzero(first), parts, len(late)
 
     def _joining(self) -> tuple[Any, Any]:
         """Every (hash, sighting) that may join."""
@@ -398,6 +400,21 @@ def _columns(pair: tuple["array[int]", "array[int]"]) -> tuple[Any, Any]:
     import numpy as np
 
     return np.frombuffer(pair[0], np.int64), np.frombuffer(pair[1], np.int32)
+
+
+def _edges(labels: Any) -> Any:
+    """Where each run of equal labels begins."""
+    import numpy as np
+
+    return np.flatnonzero(np.diff(labels, prepend=-1))
+
+
+def _cut(edges: Any, at: int, end: int) -> int:
+    """The first edge from a place on, or the end."""
+    import numpy as np
+
+    i = np.searchsorted(edges, at)
+    return int(edges[i]) if i < len(edges) else end
 
 
 def packed_session(info: SessionInfo) -> bytes:

@@ -519,7 +519,9 @@ class _Telling:
         clients = {ip for machine in concerned | asking for ip in machine.ips}
         servers = {ip for machine in mailboxes for ip in machine.ips} | clients
         opaque = {ip for machine in self.opaque.clients for ip in machine.ips}
-        first, later = self.archive.split(keys, clients, servers, opaque, self.limits.story_part)
+        first, later, late = self.archive.split(keys, clients, servers, opaque, self.limits)
+        if late:
+            self.anomalies.append(Anomaly(None, "", None, None, "told_apart", f"{late:,} beyond the limit", None))
         self.sightings = self.archive.get(first)
         return later
 

@@ -367,6 +367,16 @@ def test_who_asks_again_and_again_what_a_server_needs_asks_for_it() -> None:
         assert said == [(SIX, "mx")] * 3
 
 
+def test_beyond_the_limit_messages_are_told_without_the_lookups_made_for_them() -> None:
+    world = World()
+    asked = deliveries_with(world, 3, MX)
+    told = world.tell(Limits(story_sightings=1, story_part=1, story_at_once=2))
+    messages = sorted(m.message_id or "" for part in parts(told) for m in part.messages)
+    assert messages == [f"<{n}@a.example>" for n in range(3)]
+    assert [told.dns(row).hop for row in asked] == [1, 1, None]
+    assert [row.detail for row in told.anomalies if row.name == "told_apart"] == ["1 beyond the limit"]
+
+
 def test_who_asked_once_or_with_another_or_at_other_times_too_asks_for_nobody_that_we_know() -> None:
     for times, askers, strays in ((1, [SIX], 0), (3, [SIX, OTHER], 0), (3, [SIX], 4)):
         world = World()
