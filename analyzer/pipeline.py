@@ -29,6 +29,7 @@ from analyzer.wire.anomalies import Anomaly
 from analyzer.wire.packets import Decoder
 from analyzer.wire.streams import Counted, Streams
 from analyzer.wire.taps import Clock, Taps
+from analyzer.wire.traffic import Traffic
 from analyzer.wire.types import Connection, Frames, SourceInfo
 
 Input = str | PathLike[str] | BinaryIO
@@ -115,6 +116,8 @@ class Pipeline:
         self._attempts: dict[tuple[str, int, str, int], int] = {}
         self._add_tap()
         self.offers = Offers(self.limits)
+        self._traffic: Traffic | None = Traffic()
+        """While nothing of mail was found."""
         self.messages = 0
         self.bodies: dict[tuple[str, int], Body] = {}
 
@@ -136,6 +139,8 @@ class Pipeline:
         if self.taps is not None:
             self.taps.saw(frames.source, packets, int(frames.ts.max()))
         if len(packets):
+            if self._traffic is not None:
+                self._traffic.saw(packets)
             if self.share[0] == self.share[1] - 1:
                 rows = dns.candidate_rows(packets)
                 for first in range(0, len(rows), _DATAGRAMS):
@@ -182,6 +187,8 @@ class Pipeline:
             self._take(Anomaly(d.ts, source.name, None, None, d.name, d.detail, d.frame) for d in source.damage)
             self._take(source.notes)
         self._take(self.offers.settle())
+        if self._traffic is not None:
+            self._take([Anomaly(None, "", None, None, "no_mail", self._traffic.words(), None)])
         tables, story = self.tables, self.story
         assert isinstance(story, Story)
         tables.patch("sessions", self.offers.row)
@@ -276,6 +283,7 @@ class Pipeline:
                 tables.add("anomalies", event)
             else:
                 if isinstance(event, SessionEnded):
+                    self._traffic = None
                     tables.add("sessions", event.row)
                     self.offers.feed(event.info)
                     self.messages += event.info.messages
@@ -283,6 +291,7 @@ class Pipeline:
                     self.bodies[event.session.session_id, event.index] = event.content.body
                 story.feed(event)
         if lookups:
+            self._traffic = None
             if self.taps is not None:
                 lookups = list(filter(self._is_first, lookups))
             tables.extend("dns", lookups)

@@ -156,12 +156,19 @@ def _sessions(page: Page, tables: Tables) -> None:
     ]
     if tables.count("dns"):
         words.append(counted(tables.count("dns"), "DNS question"))
-    page.wrapped("  sessions  ", words or ["no mail"], f" {page.look.dot} ")
+    page.wrapped("  sessions  ", words or ["no mail", *_instead(page, tables)], f" {page.look.dot} ")
     opaque = sum(t.opaque for t in by_protocol.values())
     if opaque:
         page.line("            ", Span(f"{counted(opaque, 'session')} in TLS cannot be read without keys: --keylog FILE", "warn"))
     if plaintext:
         page.line("            ", Span(f"{counted(plaintext, 'login')} sent a password without TLS", "bad"))
+
+
+def _instead(page: Page, tables: Tables) -> list[str]:
+    """What a capture without mail holds."""
+    if not tables.anomaly_counts().get("no_mail"):
+        return []
+    return [page.look.safe(row.detail) for row in tables.rows("anomalies") if row.name == "no_mail"]
 
 
 def _session_words(protocol: str, tally: _Sessions) -> str:
@@ -286,7 +293,7 @@ def _reply(row: Delivery) -> str:
 
 
 def _oddities(page: Page, tables: Tables, every: bool) -> None:
-    counts = tables.anomaly_counts()
+    counts = {name: number for name, number in tables.anomaly_counts().items() if name != "no_mail"}  # told with the sessions
     if not counts:
         return
     if every:

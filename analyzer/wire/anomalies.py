@@ -17,6 +17,7 @@ class Anomaly(NamedTuple):
 
 NAMES: dict[str, str] = {
     # slug: one sentence.  Each room has its own table; tables/ joins them.
+    "no_mail": "Nothing of mail and no DNS question was seen; the ports with most packets are named.",
     "damaged_capture": "The capture file is cut or corrupt here; what could be read around the damage was used.",
     "decompression_limit": "A compressed capture unpacks to more than the stated limit; it was read up to there.",
     "clock_jump": "The capture's clock was set back by more than a second; times are shown as captured.",

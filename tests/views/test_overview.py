@@ -26,8 +26,9 @@ def test_the_story_at_a_glance(tables):
 
 def test_a_capture_without_mail_says_so():
     with Tables() as tables:
+        tables.add("anomalies", Anomaly(None, "", None, None, "no_mail", "7 packets: TCP port 443 (100 %)", None))
         text = overview(tables, [SourceInfo("web.pcap", "pcap", 100, 7, synthetic.at(0), synthetic.at(1))])
-    assert "no mail" in text
+    assert "no mail · 7 packets: TCP port 443 (100 %)" in text and "odd" not in text
     assert "messages  none" in text
 
 

@@ -110,11 +110,17 @@ def _pseudo(src: str, dst: str, protocol: int, length: int) -> bytes:
 
 
 def tcp(
-    payload: bytes = MAIL, seq: int = 1000, *, options: bytes = b"", offset: int | None = None, src_port: int = 41000
+    payload: bytes = MAIL,
+    seq: int = 1000,
+    *,
+    options: bytes = b"",
+    offset: int | None = None,
+    src_port: int = 41000,
+    dst_port: int = 25,
 ) -> bytes:
-    """A TCP segment to port 25, checksum 0 (`sealed` puts it right)."""
+    """A TCP segment, checksum 0 (`sealed` puts it right)."""
     size = (20 + len(options)) // 4 if offset is None else offset
-    return struct.pack("!HHIIBBHHH", src_port, 25, seq, 7, size << 4, 0x18, 65535, 0, 0) + options + payload
+    return struct.pack("!HHIIBBHHH", src_port, dst_port, seq, 7, size << 4, 0x18, 65535, 0, 0) + options + payload
 
 
 def sealed(segment: bytes, src: str = CLIENT, dst: str = SERVER) -> bytes:
