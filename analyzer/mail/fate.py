@@ -2,7 +2,8 @@
 
 Rules:
 1. A recipient is followed from the first hop down the tree; a later try of the same client replaces an earlier one.
-2. An address that is rewritten on the way (alias, forward, list) still belongs to the recipient it was made from.
+2. An address that is rewritten on the way (alias, forward, list) still belongs to the recipient it was made from.  One that a
+   server added (a copy for an archive) is a recipient of its own.
 3. A refusal that met the first hop's client is `rejected`; one that met a later host is `bounced`: that host has to report it.
 4. Of a message whose first hop cannot be read, a recipient that only a report names is one, too.
 5. Without a further hop: `delivered` when a mailbox shows it or its final server's own traffic shows that nothing went on from
@@ -114,6 +115,10 @@ class Judge:
     def deliveries(self) -> list[Delivery]:
         """One row per recipient as first given."""
         fates = {low: self._follow(low, self._tops.get(low, ()), 0) for low in self._first}
+        for low, tries in self._added().items():
+            if low not in fates:
+                self._first[low] = next(r.address for r in self._sighting(tries[0]).recipients if r.address.lower() == low)
+                fates[low] = self._follow(low, tries, 1)
         if self.trace.reported:
             names: dict[str, set[str]] = {}
             for low in fates:
@@ -131,6 +136,31 @@ class Judge:
                         fates[low] = _reported(fates[low], fate, ts)
         rows = [_row(self.trace, self._first[low], fate) for low, fate in fates.items()]
         return rows or self._from_mailbox()
+
+    def _added(self) -> Tries:
+        """Recipients that a server added on the way (a copy for an archive): made from none of those that it was given."""
+        added: Tries = {}
+        for leg in self.trace.legs:
+            below = self._below.get(id(leg))
+            if below is None or leg.server_role == "mda" or not leg.accepted:
+                continue
+            mine = self._found[id(leg)]
+            made = {address for addresses in self._made_from(leg, below).values() for address in addresses}
+            gone = any(r.outcome == "accepted" and low not in below for low, r in mine.items())
+            for low, tries in below.items():
+                if low in mine or low in made or low in added:
+                    continue
+                kid = self._sighting(tries[0])
+                origin = (original_recipient(self._found[id(tries[0])][low]) or "").lower()
+                copied = kid.mail_from == self._sighting(leg).mail_from  # a list writes its own
+                if copied and (origin == low or not (origin or gone or kid.delivered_to)):
+                    added[low] = tries
+        return added
+
+    @staticmethod
+    def _sighting(leg: Leg) -> Sighting:
+        assert leg.sighting is not None
+        return leg.sighting
 
     def _from_mailbox(self) -> list[Delivery]:
         """No hand-over was seen: who fetched it, or whom its trace fields name."""
@@ -199,7 +229,7 @@ class Judge:
             assert kid is not None
             origin = (original_recipient(self._found[id(kids[0])][address]) or "").lower()
             source = origin if origin in gone else next((d for d in kid.delivered_to if d in gone), None)
-            if source is None and len(gone) == 1:
+            if source is None and len(gone) == 1 and (origin != address or kid.mail_from != self._sighting(leg).mail_from):
                 source = next(iter(gone))
             if source is not None:
                 made.setdefault(source, []).append(address)

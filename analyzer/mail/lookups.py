@@ -53,8 +53,6 @@ _BEFORE_SYN = 2 * _MS
 _FOREVER = 1 << 63
 _TIES = 2
 """Connections for which an address has to have asked what a host needed before it is taken to ask for it."""
-_TIMES = 3
-"""Connections of a network for which another's address has to have asked."""
 _AT_ONCE = 200 * _MS
 """Such a question and the connection are no further apart."""
 _FEW = 32
@@ -697,7 +695,7 @@ class Lookups:
             return
         ((asker, pairs),) = met.items()
         asked = sum(len(rows) for (other, *_), rows in questions.items() if other == asker)
-        if len({use.syn for _, use in pairs}) < _TIMES or 2 * len(pairs) < asked or asker not in self._clients:
+        if len({use.syn for _, use in pairs}) < _TIES or 2 * len(pairs) < asked or asker not in self._clients:
             return
         for row, use in pairs:
             taken[row] = use.leg

@@ -471,3 +471,19 @@ def test_the_reply_for_a_recipient_is_not_the_refusal_of_another() -> None:
     world.carry(info, "taro@a.example", to, mail(1), queue_id="B1", outcome="partial", code=550, refused={to[0]: 550})
     world.end(info)
     assert {d.recipient: d.code for d in world.tell().deliveries} == {to[0]: 550, H[0]: 250}
+
+
+def test_a_copy_that_a_server_adds_is_a_recipient_of_its_own() -> None:
+    for origin, fates in (
+        ("archive@a.example", {H[0]: "relayed", "archive@a.example": "delivered"}),
+        (H[0], {H[0]: "relayed"}),
+    ):
+        world = World()
+        post = Post(world)
+        sent = post.submit(mail(1), H)
+        post.relay(sent, H)
+        info = world.session("lmtp", MSA, STORE, 24)
+        event = world.carry(info, "taro@a.example", ["archive@a.example"], sent, queue_id="S1")
+        event.recipients[0].parameters = f"ORCPT=rfc822;{origin}"
+        world.end(info)
+        assert {d.recipient: d.outcome for d in world.tell().deliveries} == fates
