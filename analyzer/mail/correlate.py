@@ -229,6 +229,9 @@ class Correlator:
         bare = [s for s in self.sightings if s.kind == "transaction" and s.message_id is None and s.body_digest is None]
         if not bare:
             return
+        root = self.forest.root
+        told = {root(s.order) for s in self.sightings if s.message_id is not None or s.body_digest is not None}
+        bare = [s for s in bare if root(s.order) not in told]  # the others are known by what their server wrote
         envelopes = Envelopes(self.sightings, self.hosts, bare)
         alone: dict[tuple[object, ...], Sighting] = {}
         left: list[Sighting] = []

@@ -487,3 +487,19 @@ def test_a_copy_that_a_server_adds_is_a_recipient_of_its_own() -> None:
         event.recipients[0].parameters = f"ORCPT=rfc822;{origin}"
         world.end(info)
         assert {d.recipient: d.outcome for d in world.tell().deliveries} == fates
+
+
+def test_a_hop_that_lost_its_message_joins_what_its_server_wrote_and_nothing_else() -> None:
+    world = World()
+    post = Post(world)
+    post.submit(mail(1), H, "A1")  # the other message that its client held for the same recipient
+    sent = received(mail(2), world.now, NAMES[MSA], NAMES[MUA], MUA, with_="ESMTPA", id="A2")
+    at = world.now
+    info = world.session("smtp", MSA, MX, 25, client_name=NAMES[MSA], server_name=NAMES[MX])
+    event = world.carry(info, "taro@a.example", H, None, queue_id="B2", size=len(sent))
+    world.end(info)
+    post.deliver(received(sent, at, NAMES[MX], NAMES[MSA], MSA, with_="ESMTP", id="B2"), H)
+    told = world.tell()
+    ids = {h.message_id: h.trace_id for h in told.hops if h.message_id}
+    assert event.content is None and ids["<1@a.example>"] != ids["<2@a.example>"]
+    assert [h.trace_id for h in told.hops if h.queue_id == "B2" and h.basis == "observed"] == [ids["<2@a.example>"]]

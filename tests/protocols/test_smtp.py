@@ -350,6 +350,9 @@ def probed(
     [
         (b"EHLO x\r\n", b"220 mx ESMTP\r\n", 25, False, ("smtp", True)),
         (b"EHLO x\r\n", b"220 mx ESMTP\r\n", 10025, False, ("smtp", True)),
+        (b"MAIL FROM:<a@x>\r\n", b"250 2.1.0 OK\r\n", 24, False, ("lmtp", True)),
+        (b"MAIL FROM:<a@x>\r\n", b"250 2.1.0 OK\r\n", 25, False, ("smtp", True)),
+        (b"EHLO x\r\n", b"220 mx ESMTP\r\n", 24, False, ("smtp", True)),
         (b"LHLO x\r\n", b"220 mx LMTP\r\n", 24, False, ("lmtp", True)),
         (b"", b"220 mx.example.net\r\n", 25, False, ("smtp", True)),
         (b"", b"220 ftp server ready\r\n", 21, True, None),

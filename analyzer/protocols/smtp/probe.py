@@ -4,6 +4,7 @@ import re
 
 from analyzer.protocols.base import Recognised
 from analyzer.protocols.smtp import grammar
+from analyzer.protocols.smtp.vocabulary import LMTP_PORT
 
 PORTS = frozenset((24, 25, 465, 587, 2525, 10024, 10025))
 _STRONG = re.compile(
@@ -31,8 +32,10 @@ def probe(orig: bytes, resp: bytes, orig_port: int, resp_port: int, closing: boo
     backward = _speaks(resp, orig, orig_port in PORTS, closing) if forward < 3 else 0
     if not forward and not backward:
         return None
-    client, client_is_orig = (orig, True) if forward >= backward else (resp, False)
-    return Recognised("lmtp" if client[:4].upper() == b"LHLO" else "smtp", client_is_orig)
+    client, client_is_orig, port = (orig, True, resp_port) if forward >= backward else (resp, False, orig_port)
+    hello = client[:4].upper()
+    is_lmtp = hello == b"LHLO" or (port == LMTP_PORT and hello not in (b"EHLO", b"HELO"))  # joined later: the port is the hint
+    return Recognised("lmtp" if is_lmtp else "smtp", client_is_orig)
 
 
 def _speaks(client: bytes, server: bytes, port: bool, closing: bool) -> int:

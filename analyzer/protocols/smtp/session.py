@@ -26,6 +26,7 @@ from analyzer.protocols.smtp.vocabulary import (
     GREETING,
     HELLO,
     HOLE,
+    LMTP_PORT,
     LOOKING,
     LOST,
     NEXT,
@@ -39,8 +40,8 @@ from analyzer.protocols.smtp.vocabulary import (
 _DOMAIN = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?\.?\Z|\[[0-9A-Za-z:.]+\]\Z")
 _ODD = re.compile(rb"[^A-Za-z-]")
 MASKED = "***"
-_LMTP, _LMTP_PORT = re.compile(rb"\bLMTP\b"), 24
-"""How a server tells that it speaks LMTP (RFC 2033 5 names no port but forbids 25; 24 is for private mail systems)."""
+_LMTP = re.compile(rb"\bLMTP\b")
+"""How a server tells that it speaks LMTP."""
 
 
 class Session(Plain):
@@ -137,7 +138,7 @@ class Session(Plain):
         """The server has opened the session (RFC 5321 3.1)."""
         info = self.info
         info.ts_banner, info.frame_banner = reply.ts, reply.frame
-        if not self._helloed and (info.server_port == _LMTP_PORT or _LMTP.search(b" ".join(reply.lines[:20]))):
+        if not self._helloed and (info.server_port == LMTP_PORT or _LMTP.search(b" ".join(reply.lines[:20]))):
             info.protocol = "lmtp"  # until a client says otherwise
         info.server_name = _domain(reply) or info.server_name
         info.server_software = software(b" ".join(reply.lines[:20]))

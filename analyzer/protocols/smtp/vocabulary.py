@@ -1,5 +1,8 @@
 """States of an SMTP session, and what its commands and replies do to them."""
 
+LMTP_PORT = 24
+"""No port is LMTP's by its standard (RFC 2033 5 only bans 25); servers take this one, for private mail systems."""
+
 COMMANDS, WAITING, DATA, CHUNK, RESPONSE, BLOB, TLS, LOST, LOOKING, HOLE, CHECKING, DEAF = (
     "commands",  # command lines
     "waiting",  # nothing, until the reply that is awaited tells what follows
