@@ -22,6 +22,7 @@ import numpy as np
 
 from analyzer.limits import Limits
 from analyzer.mail.archive import Claim
+from analyzer.mail.book import Book, fold
 from analyzer.mail.hops import Trace
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.known import KnownHosts, hosts_of, mentioned
@@ -30,6 +31,7 @@ from analyzer.mail.records import Message
 from analyzer.mail.rest import Rest, Resting, names_of
 from analyzer.mail.sightings import Sighting
 from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Part, Rows, Story, Told, alone, unravel
+from analyzer.mail.tries import SMTP_PORTS, Way, held_spans
 from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of, ties_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
@@ -46,6 +48,8 @@ _FRESH = 8
 """Share of `Limits.live_awake`, 1/8, that may have come since the last telling: then another cannot wait."""
 _WAITS = 2000
 """Hops of messages out of the way whose times are kept for the watch screen."""
+_TRY = 8
+"""Crossings that are told anew with a failed connection or an opaque session, more or less."""
 _WEB = 64
 """Sightings of a web beyond which it does not rest and its messages leave one by one."""
 _REST_PART = 4
@@ -85,8 +89,10 @@ class Ledger(Story):
         self._tries: deque[Attempt] = deque()
         self._holder: dict[int, Open] = {}
         """By id of a lookup, session, attempt or mailbox event: the message that has been told with it."""
-        self._news: list[Any] = []
+        self._news: deque[Any] = deque()
         """Came since the last telling and may change what was told: sightings, sessions, attempts, mailbox events."""
+        self._woken: list[Sighting] = []
+        """Of each web taken back since then."""
         self._arrived = 0
         """Sightings among them."""
         self._known = KnownHosts(limits)
@@ -144,11 +150,15 @@ class Ledger(Story):
 
     @property
     def pressing(self) -> bool:
-        """So much is held that a telling cannot wait."""
+        """So much has come, or is held, that a telling cannot wait."""
+        return self._arrived > min(self.limits.story_part, self.limits.live_awake // _FRESH) or self.crowded
+
+    @property
+    def crowded(self) -> bool:
+        """So much is held that some has to leave."""
         limits = self.limits
         return (
-            self._arrived > min(limits.story_part, limits.live_awake // _FRESH)
-            or self._webs.count > _FORCE * min(limits.live_awake, limits.live_traces)
+            self._webs.count > _FORCE * min(limits.live_awake, limits.live_traces)
             or self._webs.octets > _FORCE * limits.live_held_bytes
             or len(self.lookups) > _FORCE * limits.live_lookups
             or len(self._ended) > _FORCE * (limits.live_idle_sessions + limits.live_awake)
@@ -203,21 +213,25 @@ class Ledger(Story):
     def retell(self) -> Told | None:
         """The story of what has changed since it was told last, and the hosts that are not finished; None: nothing has.
 
-        To be let go of (`let_go`) when its rows have been taken.
+        Where much has changed, of the first of it: `fresh` tells whether more is to be told.  To be let go of (`let_go`) when
+        its rows have been taken.
         """
-        self.fresh = False
-        for web in self._touched():
+        news = self._next_news()
+        for web in self._touched(news):
             web.changed = True
-        self._news.clear()
-        self._arrived = 0
-        changed = [web for web in self._webs if web.changed]
+            self._woken.append(web.sightings[0])
+        of_news = (event for event in news if isinstance(event, Sighting))
+        changed = list({web.number: web for web in map(self._webs.of, chain(of_news, self._woken)) if web.changed}.values())
+        self._woken.clear()
+        self.fresh = bool(self._news)
         if not changed and not self._dns.fresh:
             return None
+        telling = {web.number for web in changed}
         for web in changed:
             self._release(web.told)
             web.told = []
             web.ends = ends_of_all(web.sightings)
-        others = [web for web in self._webs if not web.changed]
+        others = [web for web in self._webs if web.number not in telling]
         evidence: Counter[tuple[str, str, str]] = Counter()
         messages: Counter[str] = Counter()
         for one in chain.from_iterable(web.told for web in others):
@@ -242,6 +256,18 @@ class Ledger(Story):
             web.changed = False
         told.hosts = list(self._known.joined_with(told.hosts))
         return told
+
+    def _next_news(self) -> list[Any]:
+        """What has come, as much as is told at a time.  Whatever one event may be about is told with it."""
+        news: list[Any] = []
+        weight = 0
+        while self._news and weight < self.limits.live_told:
+            event = self._news.popleft()
+            news.append(event)
+            if isinstance(event, Sighting):
+                self._arrived -= 1
+            weight += 1 if isinstance(event, Sighting | MailboxEvent) else _TRY
+        return news
 
     def _feed_sessions(self, story: Story, held: Container[int]) -> None:
         """All sessions that have ended; of those in `held`, by id, only what they tell of hosts."""
@@ -334,6 +360,7 @@ class Ledger(Story):
             self._known.subtract(back.evidence, back.messages)
             for s in back.sightings:
                 self._webs.add(s)
+            self._woken.append(back.sightings[0])
             lookups = [event for event in back.events if isinstance(event, Transaction)]
             if lookups:
                 self.lookups.extendleft(lookups)
@@ -353,16 +380,16 @@ class Ledger(Story):
             self._counted.add(session_id)
         return known
 
-    def _touched(self) -> Iterator[Web]:
+    def _touched(self, news: Iterable[Any]) -> Iterator[Web]:
         """Webs told before that what has come since may be about; of those that rest, they are taken back."""
         notices: dict[str, list[int]] = {}
         names: set[tuple[object, ...]] = set()
         opaque: dict[int, list[tuple[int, int]]] = {}
-        tries: set[str] = set()
-        asking: dict[str, list[int]] = {}
-        for event in self._news:
+        tries: dict[Way, list[int]] = {}
+        asking: dict[str, list[Sighting]] = {}
+        for event in news:
             if isinstance(event, Sighting):
-                asking.setdefault(event.session.client_ip, []).append(event.session.connection.ts)
+                asking.setdefault(event.session.client_ip, []).append(event)
             elif isinstance(event, MailboxEvent):
                 if event.message_id is not None:
                     self._take_back(self._rest.about(event.message_id))
@@ -373,37 +400,55 @@ class Ledger(Story):
                 if event.event == "notified":
                     notices.setdefault(event.session.server_ip, []).append(event.ts)
             elif isinstance(event, Attempt):
-                tries.add(event.orig_ip)
+                self._ways(event.orig_ip, event.resp_ip, event.resp_port, event.ts, tries)
             elif event.visibility == "opaque":
                 span = event.connection.ts - _CLOCK, event.connection.ts_last + _CLOCK
                 opaque.setdefault(hash(event.stated_client_ip or event.client_ip), []).append(span)
             elif event.protocol in ("smtp", "lmtp"):
-                tries.add(event.client_ip)
+                began = event.connection.ts_syn or event.connection.ts
+                self._ways(event.client_ip, event.server_ip, event.server_port, began, tries)
         yield from self._contested(asking)
         if not (names or notices or opaque or tries):
             return
         if len(self._rest):
             self._take_back({*self._rest.named(names), *self._rest.held_by(tries), *self._rest.passed_by(opaque)})
+        trying = {ip for ip, _ in tries}
         for web in self._webs:
             if web.changed:
                 continue
             if (
                 (names and any(not names.isdisjoint(names_of(s)) for s in web.sightings if s.kind != "transaction"))
                 or (notices and any(_may_be_noticed(s, notices) for s in web.sightings))
-                or (tries and any(_has_part(s, tries) for s in web.sightings) and not _all_decided(web))
+                or (tries and _may_have_been_tried(web, tries, trying))
                 or (opaque and _passed_in(web, opaque))
             ):
                 yield web
 
-    def _contested(self, asking: dict[str, list[int]]) -> Iterator[Web]:
+    def _ways(self, client_ip: str, server_ip: str, port: int, ts: int, tries: dict[Way, list[int]]) -> None:
+        """Add by which ways a message may have been meant to go for which a connection was made in vain."""
+        self._known.wake((server_ip,))
+        names = {fold(info.server_name) for info in self._ended.values() if info.server_ip == server_ip and info.server_name}
+        to = self._dns.book().domains_of(server_ip, names | self._known.names_of(server_ip))
+        for where in (server_ip, *sorted(to), *([""] if port not in SMTP_PORTS else [])):
+            tries.setdefault((client_ip, where), []).append(ts)
+
+    def _contested(self, asking: dict[str, list[Sighting]]) -> Iterator[Web]:
         """Webs told with a lookup that may rather have been for a connection that we know of only now."""
-        since = min((ts for times in asking.values() for ts in times), default=0) - _SOON
+        since = min((s.session.connection.ts for some in asking.values() for s in some), default=0) - _SOON
+        names: dict[int, set[str]] = {}
         for t in reversed(self.lookups):
             ts = t.ts or t.ts_reply or since
             if ts < since:
                 break
-            if id(t) in self._holder and any(ts <= began <= ts + _SOON for began in asking.get(t.client_ip, ())):
-                yield self._holder[id(t)].web
+            if id(t) not in self._holder:
+                continue
+            for s in asking.get(t.client_ip, ()):
+                if ts <= s.session.connection.ts <= ts + _SOON:
+                    if id(s) not in names:
+                        names[id(s)] = self._dns.may_ask(s)
+                    if fold(t.qname or "") in names[id(s)]:
+                        yield self._holder[id(t)].web
+                        break
 
     # what is open
 
@@ -693,6 +738,17 @@ class _Dns:
             self._lookups.flush()
             self._lookups.asked = asked  # each was counted when it came
 
+    def book(self) -> Book:
+        """What the answers tell."""
+        self._lookups.flush()
+        self._lookups.book.read()
+        return self._lookups.book
+
+    def may_ask(self, s: Sighting) -> set[str]:
+        """Names that may have been asked for to hand a message over."""
+        self.book()
+        return self._lookups.may_ask(s)
+
     def begin(self, held: Container[int]) -> Lookups:
         """They are to be bound: those whose ids are not in `held`."""
         self._lookups.begin({row for row, t in enumerate(self._rows) if t is None or id(t) in held})
@@ -780,8 +836,12 @@ def _may_be_noticed(s: Sighting, notices: dict[str, list[int]]) -> bool:
     return bool(times) and s.kind == "transaction" and any(abs(ts - (s.ts_end or s.ts)) <= _JUST for ts in times or ())
 
 
-def _has_part(s: Sighting, ips: set[str]) -> bool:
-    return s.session.client_ip in ips or s.session.server_ip in ips
+def _may_have_been_tried(web: Web, tries: dict[Way, list[int]], ips: set[str]) -> bool:
+    """Whether one of the machines may have tried to pass the message on when it tried in vain."""
+    if not any(s.session.client_ip in ips or s.session.server_ip in ips for s in web.sightings):
+        return False
+    spans = held_spans(web.sightings, _all_decided(web))
+    return any(since <= ts <= until for way, (since, until) in spans.items() for ts in tries.get(way, ()))
 
 
 def _all_decided(web: Web) -> bool:

@@ -201,6 +201,8 @@ class Limits:
     """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
     live_awake: int = 4_000
     """Crossings of messages in memory: beyond, the longest silent rest."""
+    live_told: int = 150
+    """Crossings and events told anew at a time, so that it takes little memory: the others wait for the next turn."""
     live_held_bytes: int = 64 << 20
     """Octets of their header fields and reports: beyond, as `live_awake`."""
     live_traces: int = 10_000

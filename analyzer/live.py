@@ -28,8 +28,8 @@ from analyzer.backlog import Backlog
 from analyzer.errors import CaptureError, MailhopError
 from analyzer.ledger import DECIDED, Ledger
 from analyzer.limits import Limits
-from analyzer.mail.records import Hop, Message
-from analyzer.mail.story import BY_MESSAGE, Told
+from analyzer.mail.records import Hop, Host, Message
+from analyzer.mail.story import BY_MESSAGE
 from analyzer.pipeline import Pipeline, Result
 from analyzer.protocols import tls
 from analyzer.protocols.base import MessageCarried
@@ -465,18 +465,29 @@ class Live:
 
     def _retell(self) -> None:
         ledger = self._ledger
-        told = ledger.retell()
+        parts, some = self._parts, False
+        hosts: Iterable[Host] = ()
+        while True:
+            told = ledger.retell()
+            if told is not None:
+                some, hosts = True, told.hosts
+                if parts is not None:
+                    for table in BY_MESSAGE:
+                        parts.stage(table, groupby(getattr(told, table), attrgetter("trace_id")))
+                ledger.let_go(told)
+            if ledger.crowded:
+                some |= self._settle()
+            if not ledger.fresh:
+                break
         self._stand()
-        if told is not None:
-            if self._parts is not None:
-                self._show_open(self._parts, told)
-            ledger.let_go(told)
-        if ledger.pressing or self._now >= self._next_settling:
-            self._settle()
-            self._next_settling = self._now + _SETTLE
+        if self._now >= self._next_settling:
+            some |= self._settle()
+        if some and parts is not None:
+            parts.flush()  # whoever reads may find a row twice for a moment, but never misses one
+            self._show_open(parts, hosts)
 
-    def _settle(self) -> None:
-        """Rows of what is over."""
+    def _settle(self) -> bool:
+        """Rows of what is over; whether there are any."""
         self._pipeline.settle(self._now - self.limits.live_decided_idle)
         some = False
         for table, row in self._ledger.settle(self._now):
@@ -484,9 +495,8 @@ class Live:
             self._sink.add(table, row)
             if table == "messages":
                 self._finished(row)
-        if some and self._parts is not None:
-            self._parts.flush()  # whoever reads may find a row twice for a moment, but never misses one
-            self._show_open(self._parts, None)
+        self._next_settling = self._now + _SETTLE
+        return some
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
@@ -533,15 +543,13 @@ class Live:
             _latency(ledger.waits()) if self._on_tick is not None or self.plan.keep else {},
         )
 
-    def _show_open(self, parts: Parts, told: Told | None) -> None:
-        """Show what was told anew, and no longer what is over."""
+    def _show_open(self, parts: Parts, hosts: Iterable[Host]) -> None:
+        """Show what was told anew, and no longer what is over.  `hosts`: as the last telling had them."""
         held = self._ledger.traces()
         for table in BY_MESSAGE:
-            rows = getattr(told, table) if told is not None else ()
-            parts.show_open(table, groupby(rows, attrgetter("trace_id")), held)
-        hosts = told.hosts if told is not None else ()
-        parts.show_open("hosts", ((host.host_id, [host]) for host in hosts), self._ledger.hosts_before())
-        parts.show_open("dns", self._ledger.dns_rows(), self._ledger.dns_resting())
+            parts.show_open(table, held)
+        parts.show_open("hosts", self._ledger.hosts_before(), ((host.host_id, [host]) for host in hosts))
+        parts.show_open("dns", self._ledger.dns_resting(), self._ledger.dns_rows())
 
     def _turn(self) -> None:
         """A new capture file; the rows finished so far become tables of their own."""

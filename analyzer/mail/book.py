@@ -138,6 +138,12 @@ class Book:
             todo += more
         return found
 
+    def domains_of(self, ip: str, names: Set[str]) -> set[str]:
+        """Domains whose mail may go to a server, by its address and names."""
+        called = names | self.owners_of(ip)
+        found = {d for d, targets in self.exchangers.items() if any(not called.isdisjoint(self.chain(t)) for t in targets)}
+        return found | called  # RFC 5321 5.1: without MX the domain is its own exchanger
+
     def pointers_of(self, ip: str) -> Set[str]:
         """PTR names of an address."""
         return self._pointers.of(ip)
@@ -164,7 +170,7 @@ class Book:
         return found
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _reverse_zone(ip: str) -> str:
     return ip_address(ip).reverse_pointer
 

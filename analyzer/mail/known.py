@@ -76,6 +76,11 @@ class KnownHosts:
         if numbers:
             self._asleep.drop(numbers)
 
+    def names_of(self, ip: str) -> set[str]:
+        """Names of a host that is awake."""
+        one = self._by_ip.get(ip)
+        return set(one.host.names) if one is not None else set()
+
     def add(self, hosts: Iterable[Host]) -> None:
         """Add hosts."""
         hosts = list(hosts)

@@ -37,6 +37,7 @@ from analyzer.mail.hops import Leg
 from analyzer.mail.hosts import Hosts, Machine
 from analyzer.mail.received import canonical_ip
 from analyzer.mail.reports import domain_of
+from analyzer.mail.sightings import Sighting
 from analyzer.protocols.base import SessionInfo
 from analyzer.protocols.dns import Transaction
 
@@ -724,6 +725,16 @@ class Lookups:
                     if text:
                         wanted[fold(text)] = None
         return [name for name in wanted if name in names]
+
+    def may_ask(self, s: Sighting) -> set[str]:
+        """Folded names that a client may have asked for to hand a message over: at least those of `_targets`."""
+        info, book = s.session, self.book
+        found = {fold(text) for text in (info.sni, info.server_name) if text} | book.owners_of(info.server_ip)
+        for domain in {d for r in s.recipients[:_DOMAINS] if (d := domain_of(r.address))}:
+            found |= {domain, "_mta-sts." + domain, "mta-sts." + domain}
+            for target in book.exchangers.get(domain) or (domain,):
+                found.update(book.chain(target))
+        return found | {"_25._tcp." + name for name in found}
 
     def _callers(self, names: dict[str, list[int]], uses: list[Use], taken: dict[int, Leg | None]) -> list[tuple[Use, int]]:
         """Rule 3, first half: who is this client?  Sessions in time order, each takes the first lookup after its SYN.

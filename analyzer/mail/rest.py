@@ -3,7 +3,7 @@
 Rules:
 1. A web rests as a whole, on disk, with what its messages were told with and the rows they would leave with.
 2. It is found by what would have joined it in memory (`webs.Ties`), and by what a telling looks for besides: the names of its
-   messages in mailboxes, the machines that still hold one, the clients that trace fields name.  Then it is taken back.
+   messages in mailboxes, the machines that held one and when, the clients that trace fields name.  Then it is taken back.
 3. When it is over its rows are final as they are.
 """
 
@@ -21,6 +21,7 @@ from analyzer.mail.archive import packed, packed_session, unpacked, unpacked_ses
 from analyzer.mail.records import Message
 from analyzer.mail.shelf import Record, Shelf
 from analyzer.mail.sightings import Sighting, Trail
+from analyzer.mail.tries import EVER, Way, held_spans
 from analyzer.mail.webs import Row, Ties, Web, packed_rows, unpacked_rows
 from analyzer.protocols.base import MailboxEvent, SessionInfo
 
@@ -31,9 +32,9 @@ _SHOWN = 100
 """Webs not decided whose messages can be listed."""
 _MOST = 64
 """Webs taken back at most because of one machine or one opaque session: the latest, or the nearest in time."""
-_FAINT, _SOUGHT, _NAME, _PART, _PASSED = (hash((__name__, n)) for n in range(5))
+_FAINT, _SOUGHT, _NAME, _HELD, _HOLDS, _PASSED = (hash((__name__, n)) for n in range(6))
 """What tells keys of one kind from those of another."""
-_TS_LAST, _DECIDED, _CROSSINGS, _OCTETS, _PASSED_FIRST, _PASSED_LAST = range(6)
+_TS_LAST, _DECIDED, _CROSSINGS, _OCTETS, _PASSED_FIRST, _PASSED_LAST, _HELD_FIRST, _HELD_LAST = range(8)
 _ANYBODY = hash(None)
 
 
@@ -57,7 +58,7 @@ class Rest:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._shelf = Shelf(6)
+        self._shelf = Shelf(8)
         self.outcomes: Counter[str] = Counter()
         """Messages by outcome."""
         self._outcomes: dict[int, tuple[str, ...]] = {}
@@ -86,18 +87,20 @@ class Rest:
 
     def _record(self, web: Web, resting: Resting, decided: bool) -> Record:
         keys = {*web.strong, *(key ^ _FAINT for key in web.faint), *(key ^ _SOUGHT for key in web.sought)}
-        first, last = np.iinfo(np.int64).max, -1
+        first, last = EVER, -1
+        held = held_spans(resting.sightings, decided)
+        keys.update(hash(way) ^ (_HOLDS if until == EVER else _HELD) for way, (_, until) in held.items())
+        held_first = min((since for since, _ in held.values()), default=EVER)
+        held_last = max((until for _, until in held.values() if until != EVER), default=-1)
         for s in resting.sightings:
             if s.kind != "transaction":
                 keys.update(hash(name) ^ _NAME for name in names_of(s))
-            if not decided:
-                keys |= {hash(ip) ^ _PART for ip in (s.session.client_ip, s.session.server_ip)}
             for trail in s.trail or ():
                 if trail.field.ts is not None:
                     first, last = min(first, trail.field.ts), max(last, trail.field.ts)
         keys.update(ip ^ _PASSED for ip in web.passed)
         silent_since = max(one.message.ts_last or one.message.ts_first or 0 for one in web.told)
-        facts = (silent_since, int(decided), len(resting.sightings), web.octets, first, last)
+        facts = (silent_since, int(decided), len(resting.sightings), web.octets, first, last, held_first, held_last)
         return Record(_octets(resting), keys, [hash(one.message.trace_id) for one in web.told], facts)
 
     # found
@@ -117,9 +120,17 @@ class Rest:
         """Webs with a message that a mailbox knows by one of these names."""
         return self._shelf.find([hash(name) ^ _NAME for name in names])
 
-    def held_by(self, ips: Iterable[str]) -> set[int]:
-        """Webs of messages that one of these machines may still try to pass on."""
-        return {number for ip in ips for number in self._shelf.find((hash(ip) ^ _PART,))[-_MOST:]}
+    def held_by(self, tries: Mapping[Way, Collection[int]]) -> set[int]:
+        """Webs of messages that a machine may have tried to pass on: when it tried in vain, by way."""
+        found: set[int] = set()
+        for way, times in tries.items():
+            for key, still in ((hash(way) ^ _HELD, False), (hash(way) ^ _HOLDS, True)):
+                numbers = np.array(self._shelf.find((key,)), np.int64)
+                facts = self._shelf.facts_of(numbers)
+                for ts in times:
+                    held = (facts[:, _HELD_FIRST] <= ts) & (still | (facts[:, _HELD_LAST] >= ts))
+                    found.update(numbers[held][-_MOST:].tolist())
+        return found
 
     def passed_by(self, spans: Mapping[int, Iterable[tuple[int, int]]]) -> set[int]:
         """Webs whose trace fields may tell of an opaque session: (from, to) of those of a client, by the hash of its address."""

@@ -70,10 +70,13 @@ class Shelf:
         self._sizes = np.concatenate((self._sizes, sizes))
         self._facts = np.concatenate((self._facts, np.array([record.facts for record in records], np.int64)))
         self._alive = np.ones(count + len(records), bool)
-        self._keys, self._of_key = _added(self._keys, self._of_key, (record.keys for record in records), count)
-        order = np.argsort(self._keys, kind="stable")
-        self._keys, self._of_key = self._keys[order], self._of_key[order]
-        self._labels, self._of_label = _added(self._labels, self._of_label, (record.labels for record in records), count)
+        keys, of_key = _listed([record.keys for record in records], count)
+        order = np.argsort(keys, kind="stable")
+        keys, of_key = keys[order], of_key[order]
+        at = np.searchsorted(self._keys, keys, "right")
+        self._keys, self._of_key = np.insert(self._keys, at, keys), np.insert(self._of_key, at, of_key)
+        labels, of_label = _listed([record.labels for record in records], count)
+        self._labels, self._of_label = np.concatenate((self._labels, labels)), np.concatenate((self._of_label, of_label))
         return [int(number) for number in numbers]
 
     def find(self, keys: Collection[int]) -> list[int]:
@@ -100,6 +103,10 @@ class Shelf:
     def numbers(self) -> Any:
         """Numbers of all records, ascending."""
         return self._numbers[self._alive]
+
+    def facts_of(self, numbers: Any) -> Any:
+        """The facts of some, by a column of their numbers: one row for each."""
+        return self._facts[np.searchsorted(self._numbers, numbers)]
 
     def facts(self) -> Any:
         """Their facts: one row for each of `numbers`."""
@@ -134,10 +141,8 @@ class Shelf:
         self._end = int(self._sizes.sum())
 
 
-def _added(values: Any, owners: Any, more: Iterable[Collection[int]], first: int) -> tuple[Any, Any]:
-    """Two columns with the values of further owners, which are counted from `first`."""
-    lists = list(more)
+def _listed(lists: Sequence[Collection[int]], first: int) -> tuple[Any, Any]:
+    """The values of several owners, which are counted from `first`; and whose each is."""
     counts = np.array([len(one) for one in lists], np.int64)
-    new = np.fromiter((value for one in lists for value in one), np.int64, int(counts.sum()))
-    of_new = np.repeat(np.arange(first, first + len(lists), dtype=np.int32), counts)
-    return np.concatenate((values, new)), np.concatenate((owners, of_new))
+    values = np.fromiter((value for one in lists for value in one), np.int64, int(counts.sum()))
+    return values, np.repeat(np.arange(first, first + len(lists), dtype=np.int32), counts)

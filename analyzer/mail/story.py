@@ -30,6 +30,7 @@ from analyzer.mail.mailbox import Mailboxes
 from analyzer.mail.opaque import Opaque
 from analyzer.mail.records import Authentication, Delivery, Hop, Host, Link, Message, RecipientRow, Step
 from analyzer.mail.sightings import Digester, Sighting
+from analyzer.mail.tries import AGAIN, EARLY, PATIENCE, SMTP_PORTS
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.anomalies import Anomaly
@@ -40,11 +41,6 @@ _OFFSET = 20_000_000
 """Two taps' clocks differ when the same crossing is this far apart in them: longer than a local network takes."""
 _ODD_CLOCK = 300_000_000_000
 """A Received field's time this far from the captured hand-over is worth a word."""
-_PATIENCE = 120_000_000_000
-"""A failed connection and the hop it was a try of are no further apart."""
-_EARLY = 200_000_000
-_AGAIN = ("deferred", "aborted", "unknown")
-"""After such a try a client tries again."""
 _AT_ONCE = 1_000_000_000
 """The next exchanger is tried this soon after a connection was refused."""
 _LOOK_BACK = 16
@@ -717,12 +713,12 @@ class _Telling:
             first = next((leg for leg in legs if leg.sighting is None or leg.sighting.recipients), legs[0])
             floor = -1
             if first.parent is not None:
-                floor = min(first.parent.end - (_EARLY if first.parent.sighting is not None else 10 * _EARLY), syn)
+                floor = min(first.parent.end - (EARLY if first.parent.sighting is not None else 10 * EARLY), syn)
             client = info.stated_client_ip or info.client_ip
             uses.append(Use(syn, end, info, client, info.server_ip, first, tuple(legs), floor))
             for leg in legs[1:]:  # a client may ask before it finds that an open connection will do
                 if leg.kind != "submit":
-                    since = min(leg.parent.end - _EARLY, leg.ts) if leg.parent is not None else -1
+                    since = min(leg.parent.end - EARLY, leg.ts) if leg.parent is not None else -1
                     uses.append(Use(leg.ts, leg.ts, info, client, info.server_ip, leg, (), since, reused=True))
         for item in lost:
             if item.hop is None and not item.known:
@@ -899,10 +895,10 @@ class _LegIndex:
         sent = self._sent.get(id(client), [])
         at = bisect_left(sent, ts, key=lambda leg: leg.ts)
         for leg in sent[at : at + _LOOK_BACK]:
-            if leg.ts - ts > _PATIENCE:
+            if leg.ts - ts > PATIENCE:
                 break
             held = leg.parent if leg.parent is not None else leg
-            late = leg.parent is not None and leg.parent.basis == "observed" and leg.parent.end > ts + _EARLY
+            late = leg.parent is not None and leg.parent.basis == "observed" and leg.parent.end > ts + EARLY
             if id(held) not in seen and not late and opened(leg) >= ts and self._is_for(leg, server, scene):
                 seen.add(id(held))
                 found.append((held, leg))
@@ -913,8 +909,8 @@ class _LegIndex:
         """Whether a message has recipients that no try has settled."""
         settled: set[str] = set()
         for kid in tries:
-            if kid.sighting is not None and kid.sighting.outcome not in _AGAIN:
-                settled.update(r.address.lower() for r in kid.sighting.recipients if r.outcome not in _AGAIN)
+            if kid.sighting is not None and kid.sighting.outcome not in AGAIN:
+                settled.update(r.address.lower() for r in kid.sighting.recipients if r.outcome not in AGAIN)
         if not settled or leg.sighting is None:
             return not settled
         mine = {r.address.lower() for r in leg.sighting.recipients[:_LOOK_BACK] if r.outcome == "accepted"}
@@ -927,7 +923,7 @@ class _LegIndex:
 
     @staticmethod
     def _leads_to(leg: Leg, client: Machine, server: Machine, port: int, scene: roles.Scene) -> bool:
-        if id(server) in scene.lmtp_servers and id(client) in scene.lmtp_clients and port not in (25, 587, 465):
+        if id(server) in scene.lmtp_servers and id(client) in scene.lmtp_clients and port not in SMTP_PORTS:
             return True
         return any(scene.exchanges_for(server, d) for d in roles.recipient_domains(leg))
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 PART, OPEN = ".part.jsonl", ".open.jsonl"
 _PIECE = 1 << 20
 """Octets copied at a time."""
+_SOME = 64
+"""Rows written at a time."""
 _HELD = 2000
 """Rows of a table held before they are written without being asked to."""
 
@@ -40,6 +43,8 @@ class Parts:
         self._fds: dict[str, int] = {}
         self._places: dict[str, Any] = {name: np.empty((0, 3), np.int64) for name in TABLES}
         """Where the rows of each owner stand in the file of what is open, in order: (hash of the owner, begin, end)."""
+        self._staged: dict[str, dict[int, bytes]] = {name: {} for name in TABLES}
+        """New rows of what is open that are not in its file yet, by the hash of their owner."""
         self.left_over: Path | None = None
         """Where files of a run that was killed were put."""
         try:
@@ -91,23 +96,38 @@ class Parts:
                 os.ftruncate(fd, before + bytes(view[:done]).rfind(b"\n") + 1)
             raise _failure(self.directory, error) from None
 
-    def show_open(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]], held: Any = ()) -> None:
-        """Replace rows of what is open: `rows` are new, by their owners; of the others those of `held` stay as they are.
+    def stage(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]]) -> None:
+        """New rows of what is open, by their owners, for the next `show_open`."""
+        staged = self._staged[table]
+        for owner, mine in rows:
+            staged[hash(owner)] = "".join(self._format[table](list(mine))).encode()
 
-        `held`: hashes of owners, best as a numpy column.
+    def show_open(self, table: str, held: Any, rows: Iterable[tuple[str, Iterable[Any]]] = ()) -> None:
+        """Replace rows of what is open by those staged and by `rows`, by their owners; of others those of `held` stay.
+
+        `held`: hashes of owners, as a numpy column.
         """
+        staged = self._staged[table]
+        alive = set(held.tolist()) if staged else set()
         path = self.directory / f"{table}{OPEN}"
         temporary = self.directory / f".{table}{OPEN}.{os.getpid()}"
         new_places: list[tuple[int, int, int]] = []
         try:
             with open(temporary, "wb") as new:
+                for key, octets in staged.items():
+                    if key in alive:
+                        start = new.tell()
+                        new.write(octets)
+                        new_places.append((key, start, new.tell()))
                 for owner, mine in rows:
-                    start = new.tell()
-                    new.write("".join(self._format[table](list(mine))).encode())
+                    start, left = new.tell(), iter(mine)
+                    while some := list(islice(left, _SOME)):
+                        new.write("".join(self._format[table](some)).encode())
                     new_places.append((hash(owner), start, new.tell()))
+                staged.clear()
                 places = np.array(new_places, np.int64).reshape(-1, 3)
                 before = self._places[table]
-                stay = np.isin(before[:, 0], np.asarray(held, np.int64)) & ~np.isin(before[:, 0], places[:, 0])
+                stay = np.isin(before[:, 0], held) & ~np.isin(before[:, 0], places[:, 0])
                 if stay.all() and not len(places):
                     temporary.unlink()
                     return

@@ -1023,7 +1023,7 @@ def _heads(chunks: list[Chunk]) -> tuple[bytes, bytes]:
     return orig, resp
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def ip_text(hi: int, lo: int) -> str:
     """An address in text (RFC 5952)."""
     if hi == 0 and lo >> 32 == V4_PREFIX >> 32:

@@ -172,7 +172,7 @@ def _spans(inbox: Inbox, lines: Sequence[re.Match[bytes]]) -> list[_Span] | None
     return spans
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def reply_words(line: bytes, most: int) -> tuple[str, str | None]:
     """Text and enhanced status code of a reply of one line: servers say the same again and again."""
     told = grammar.reply_text([line], most)

@@ -53,7 +53,7 @@ _SOFTWARE = re.compile(
 """Mail servers as their greetings name them."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def software(greeting: bytes) -> str | None:
     """The mail server that a greeting names, as written there."""
     found = _SOFTWARE.search(greeting)
