@@ -13,7 +13,7 @@ Rules
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -32,7 +32,7 @@ from analyzer.mail.rest import Rest, Resting, names_of
 from analyzer.mail.sightings import Sighting
 from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Part, Rows, Story, Told, alone, unravel
 from analyzer.mail.tries import SMTP_PORTS, Way, held_spans
-from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of, ties_of
+from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of, packed_rows, ties_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.anomalies import Anomaly
@@ -44,8 +44,8 @@ _LEFT = 2
 """When too much is held, so much less is left: 1/2, so that it does not happen at each telling."""
 _FORCE = 1.25
 """Share of a limit at which a telling cannot wait."""
-_FRESH = 8
-"""Share of `Limits.live_awake`, 1/8, that may have come since the last telling: then another cannot wait."""
+_FRESH = 4
+"""Share of `Limits.live_awake`, 1/4, that may have come since the last telling: then another cannot wait."""
 _WAITS = 2000
 """Hops of messages out of the way whose times are kept for the watch screen."""
 _TRY = 8
@@ -55,7 +55,7 @@ _WEB = 64
 _REST_PART = 4
 """Share of `Limits.story_part`, 1/4, that is put to rest at a time."""
 _RESTED = 8
-"""Where too much rests, so much less is left, 1/8, so that it is not said at each telling."""
+"""Where too much is awake or rests, so much less is left, 1/8, so that it does not happen at each telling."""
 _SPARE = 1000
 """So much more than what is held is remembered of trace fields and lookups, before it is weeded out."""
 _JUST = 30_000_000_000
@@ -138,6 +138,7 @@ class Ledger(Story):
     def look(self, lookups: Iterable[Transaction]) -> None:
         """Keep DNS questions and their answers."""
         self.fresh = True
+        lookups = list(lookups)
         self.lookups.extend(lookups)
         self._dns.feed(lookups)
 
@@ -151,7 +152,7 @@ class Ledger(Story):
     @property
     def pressing(self) -> bool:
         """So much has come, or is held, that a telling cannot wait."""
-        return self._arrived > min(self.limits.story_part, self.limits.live_awake // _FRESH) or self.crowded
+        return self._arrived > min(self.limits.live_told, self.limits.live_awake // _FRESH) or self.crowded
 
     @property
     def crowded(self) -> bool:
@@ -254,7 +255,8 @@ class Ledger(Story):
         self._learn(told)
         for web in changed:
             web.changed = False
-        told.hosts = list(self._known.joined_with(told.hosts))
+        hosts = told.hosts
+        told.hosts = Rows(lambda: self._known.joined_with(hosts))
         return told
 
     def _next_news(self) -> list[Any]:
@@ -482,14 +484,17 @@ class Ledger(Story):
         """Hashes of the ids of hosts that had part in finished messages, as a numpy column."""
         return self._known.ids()
 
-    def dns_rows(self) -> list[tuple[str, list[Transaction]]]:
-        """Rows of the lookups that are not finished, as of the last telling; and those newly at rest, by message."""
+    def dns_rows(self) -> Iterator[tuple[Hashable, list[Transaction]]]:
+        """Rows of the lookups that are not finished, those that have changed since asked last, each with what stands for it;
+        and of those newly at rest, by message."""
+        changed, self._dns.changed = self._dns.changed, set()
         rested, self._rested_dns = self._rested_dns, []
-        return [("", [self._dns.row(t) for t in self.lookups]), *rested]
+        yield from ((id(t), [self._dns.row(t)]) for t in self.lookups if id(t) in changed)
+        yield from rested
 
-    def dns_resting(self) -> Any:
-        """Whose rows stay where they are, as `traces`."""
-        return self._rest.traces()
+    def dns_open(self) -> Any:
+        """Hashes of whose rows of `dns_rows` are not over, as a numpy column."""
+        return np.concatenate((np.array([hash(id(t)) for t in self.lookups], np.int64), self._rest.traces()))
 
     # out
 
@@ -538,10 +543,11 @@ class Ledger(Story):
                 mine.events += self._its_own(one)
                 mine.evidence.update(one.evidence)
                 mine.messages.update(one.ips())
-                mine.rows += self._rows_of(one)
+                mine.rows.append(one.packed)
             resting.append((web, mine, _all_decided(web)))
-            lookups = [row for table, row in mine.rows if table == "dns"]
+            lookups = [self._dns.row(event) for event in mine.events if isinstance(event, Transaction)]
             if lookups:
+                mine.rows.append(packed_rows([("dns", row) for row in lookups]))
                 self._rested_dns.append((web.told[0].message.trace_id, lookups))
         self._rest.put(resting)
         self._let_go_of(over)
@@ -600,7 +606,7 @@ class Ledger(Story):
         octets = self._webs.octets - sum(web.octets for web in chosen)
         if count > most or octets > most_octets:
             for *_, web in sorted(others, key=lambda item: item[:2]):
-                if count <= most // _LEFT and octets <= most_octets // _LEFT:
+                if count <= most - most // _RESTED and octets <= most_octets - most_octets // _RESTED:
                     break
                 count -= len(web.sightings)
                 octets -= web.octets
@@ -726,13 +732,16 @@ class _Dns:
         self._roles: tuple[dict[str, str], dict[str, str]] = {}, {}
         self.fresh = False
         """There are some that no telling has seen."""
+        self.changed: set[int] = set()
+        """Ids of those whose rows have become others."""
 
-    def feed(self, lookups: Iterable[Transaction], again: bool = False) -> None:
+    def feed(self, lookups: Collection[Transaction], again: bool = False) -> None:
         """Some more, or some that were here before."""
         self.fresh = True
         if again:
             self._lookups.flush()
             asked, self._lookups.asked = self._lookups.asked, {}
+        self.changed.update(map(id, lookups))
         self._rows += self._lookups.feed(lookups)
         if again:
             self._lookups.flush()
@@ -770,10 +779,12 @@ class _Dns:
             t = self._rows[row]
             if t is not None and leg.trace is not None:
                 self._bound[id(t)] = leg.trace.id, leg.number
+                self.changed.add(id(t))
 
     def free(self, t: Transaction) -> None:
         """It serves no hop any more."""
-        self._bound.pop(id(t), None)
+        if self._bound.pop(id(t), None) is not None:
+            self.changed.add(id(t))
 
     def row(self, t: Transaction) -> Transaction:
         """Its row with what it was for."""
@@ -786,6 +797,7 @@ class _Dns:
     def forget(self, ids: Collection[int], left: Collection[Transaction]) -> None:
         """Rows that are finished; when most are, the others are put into new columns."""
         self._rows = [None if id(t) in ids else t for t in self._rows]
+        self.changed.difference_update(ids)
         for key in ids:
             self._bound.pop(key, None)
         if len(self._rows) > 2 * len(left) + _SPARE:

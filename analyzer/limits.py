@@ -199,9 +199,9 @@ class Limits:
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
     live_awake_idle: int = 35_000_000_000
     """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
-    live_awake: int = 4_000
+    live_awake: int = 1_000
     """Crossings of messages in memory: beyond, the longest silent rest."""
-    live_told: int = 150
+    live_told: int = 250
     """Crossings and events told anew at a time, so that it takes little memory: the others wait for the next turn."""
     live_held_bytes: int = 64 << 20
     """Octets of their header fields and reports: beyond, as `live_awake`."""
@@ -210,12 +210,12 @@ class Limits:
     first), `traces_finished_early`."""
     live_resting_bytes: int = 1 << 30
     """Octets of header fields and reports of messages that rest: beyond, as `live_traces`."""
-    live_lookups: int = 5_000
+    live_lookups: int = 3_000
     """DNS rows held (some 1.3 KB each) for messages that may still need them: beyond, the oldest are written as they are, and
     what they answered is forgotten."""
-    live_dns_answered: int = 2_000
+    live_dns_answered: int = 1_000
     """Datagrams for which an answer is remembered in a live capture, as `dns_answered`."""
-    live_dns_memo: int = 2_000
+    live_dns_memo: int = 1_000
     """Decoded DNS messages remembered in a live capture, as `dns_memo`."""
     live_starttls_sessions: int = 10_000
     """Sessions compared in a live capture, as `starttls_sessions`."""
@@ -231,7 +231,7 @@ class Limits:
     live_hosts: int = 50_000
     """Addresses of hosts of finished messages and sessions remembered for the hosts table (some 100 octets each in memory):
     beyond, the rows of the longest silent are finished, `hosts_finished_early`."""
-    live_hosts_awake: int = 2_000
+    live_hosts_awake: int = 500
     """Those of them in memory (some 2 KB each): the others are on disk until something comes of their address or name."""
     live_claims: int = 1_000
     """Hand-overs by LMTP of which trace fields of finished messages tell, by which roles are known: the oldest are forgotten."""
@@ -239,7 +239,7 @@ class Limits:
     """Flows remembered in a live capture, as `connections`."""
     live_open_connections: int = 20_000
     """Connections followed at once in a live capture, as `open_connections`."""
-    live_spool_rows: int = 500
+    live_spool_rows: int = 100
     """Rows of one table held in memory in a live capture, as `spool_rows`."""
     live_share: float = 0.1
     """Most of the time that telling the open messages anew may take; they are told less often where it takes longer."""

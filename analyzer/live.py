@@ -470,7 +470,9 @@ class Live:
         while True:
             told = ledger.retell()
             if told is not None:
-                some, hosts = True, told.hosts
+                some = True
+                if parts is not None and not ledger.fresh:
+                    hosts = list(told.hosts)
                 if parts is not None:
                     for table in BY_MESSAGE:
                         parts.stage(table, groupby(getattr(told, table), attrgetter("trace_id")))
@@ -549,7 +551,7 @@ class Live:
         for table in BY_MESSAGE:
             parts.show_open(table, held)
         parts.show_open("hosts", self._ledger.hosts_before(), ((host.host_id, [host]) for host in hosts))
-        parts.show_open("dns", self._ledger.dns_resting(), self._ledger.dns_rows())
+        parts.show_open("dns", self._ledger.dns_open(), self._ledger.dns_rows())
 
     def _turn(self) -> None:
         """A new capture file; the rows finished so far become tables of their own."""

@@ -22,7 +22,7 @@ from analyzer.mail.records import Message
 from analyzer.mail.shelf import Record, Shelf
 from analyzer.mail.sightings import Sighting, Trail
 from analyzer.mail.tries import EVER, Way, held_spans
-from analyzer.mail.webs import Row, Ties, Web, packed_rows, unpacked_rows
+from analyzer.mail.webs import Row, Ties, Web, unpacked_rows
 from analyzer.protocols.base import MailboxEvent, SessionInfo
 
 Evidence = tuple[str, str, str]
@@ -49,8 +49,8 @@ class Resting:
     """How often each held because of them."""
     messages: Counter[str] = field(default_factory=Counter)
     """Messages in which an address had part."""
-    rows: list[Row] = field(default_factory=list)
-    """Only when it is about to rest."""
+    rows: list[bytes] = field(default_factory=list)
+    """The rows of each message (`webs.packed_rows`), and of lookups; only when it is about to rest."""
 
 
 class Rest:
@@ -179,7 +179,8 @@ class Rest:
 
     def rows(self, number: int) -> Iterator[Row]:
         """The rows that a web leaves with."""
-        yield from unpacked_rows(self._halves(number)[1])
+        for octets in pickle.loads(self._halves(number)[1]):  # our own file, which has no name
+            yield from unpacked_rows(octets)
 
     def all_rows(self) -> Iterator[Row]:
         """The rows that all would leave with."""
@@ -254,4 +255,4 @@ def _octets(resting: Resting) -> bytes:
             events.append(event)
     sessions = list(map(packed_session, numbers))
     state = pickle.dumps((sessions, sightings, events, resting.evidence, resting.messages), 5)
-    return len(state).to_bytes(4, "little") + state + packed_rows(resting.rows)
+    return len(state).to_bytes(4, "little") + state + pickle.dumps(resting.rows, 5)

@@ -49,7 +49,7 @@ class Ties(NamedTuple):
 class Open:
     """A message that is not over, as it was told last."""
 
-    __slots__ = ("_rows", "events", "evidence", "machines", "message", "sightings", "waits", "web")
+    __slots__ = ("events", "evidence", "machines", "message", "packed", "sightings", "waits", "web")
 
     def __init__(self, web: "Web", message: Message, sightings: list[Sighting]) -> None:
         self.web = web
@@ -61,7 +61,8 @@ class Open:
         """(address, role, rule) of each time that its hops made it hold."""
         self.machines: tuple[tuple[tuple[str, ...], Set[str]], ...] = ()
         """(addresses, names) of the machines that had part in it."""
-        self._rows = b""
+        self.packed = b""
+        """Its rows (`packed_rows`)."""
         self.waits: list[tuple[str, float | None, float | None]] = []
         """Server's role, accept_s and queue_s of each observed hop."""
 
@@ -71,11 +72,11 @@ class Open:
 
     def keep(self, rows: list[Row]) -> None:
         """Keep the rows that were made of it."""
-        self._rows = packed_rows(rows)
+        self.packed = packed_rows(rows)
 
     def rows(self) -> list[Row]:
         """Them again."""
-        return unpacked_rows(self._rows)
+        return unpacked_rows(self.packed)
 
 
 class Web:

@@ -9,7 +9,7 @@
 import errno
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -96,13 +96,13 @@ class Parts:
                 os.ftruncate(fd, before + bytes(view[:done]).rfind(b"\n") + 1)
             raise _failure(self.directory, error) from None
 
-    def stage(self, table: str, rows: Iterable[tuple[str, Iterable[Any]]]) -> None:
+    def stage(self, table: str, rows: Iterable[tuple[Hashable, Iterable[Any]]]) -> None:
         """New rows of what is open, by their owners, for the next `show_open`."""
         staged = self._staged[table]
         for owner, mine in rows:
             staged[hash(owner)] = "".join(self._format[table](list(mine))).encode()
 
-    def show_open(self, table: str, held: Any, rows: Iterable[tuple[str, Iterable[Any]]] = ()) -> None:
+    def show_open(self, table: str, held: Any, rows: Iterable[tuple[Hashable, Iterable[Any]]] = ()) -> None:
         """Replace rows of what is open by those staged and by `rows`, by their owners; of others those of `held` stay.
 
         `held`: hashes of owners, as a numpy column.
