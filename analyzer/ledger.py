@@ -46,7 +46,7 @@ _FORCE = 1.25
 """Share of a limit at which a telling cannot wait."""
 _FRESH = 4
 """Share of `Limits.live_awake`, 1/4, that may have come since the last telling: then another cannot wait."""
-_WAITS = 2000
+_WAITS = 500
 """Hops of messages out of the way whose times are kept for the watch screen."""
 _TRY = 8
 """Crossings that are told anew with a failed connection or an opaque session, more or less."""
@@ -55,7 +55,9 @@ _WEB = 64
 _REST_PART = 4
 """Share of `Limits.story_part`, 1/4, that is put to rest at a time."""
 _RESTED = 8
-"""Where too much is awake or rests, so much less is left, 1/8, so that it does not happen at each telling."""
+"""Where too much is awake, or too many lookups are held, so much less is left, 1/8: it does not happen at each telling."""
+_FINISHED = 40
+"""Where too much rests, so much less is left, 1/40."""
 _SPARE = 1000
 """So much more than what is held is remembered of trace fields and lookups, before it is weeded out."""
 _JUST = 30_000_000_000
@@ -621,7 +623,7 @@ class Ledger(Story):
         octets = rest.octets - limits.live_resting_bytes
         if crossings <= 0 and octets <= 0:
             return over, 0
-        spare = (limits.live_traces // _RESTED, limits.live_resting_bytes // _RESTED)
+        spare = (limits.live_traces // _FINISHED, limits.live_resting_bytes // _FINISHED)
         early = [n for n in rest.longest_silent(crossings + spare[0], octets + spare[1]) if n not in set(over)]
         return over + early, sum(map(rest.messages, early))
 
@@ -658,7 +660,7 @@ class Ledger(Story):
         """DNS rows that are old, or too many, and of no open message."""
         most, age = self.limits.live_lookups, self.limits.live_lookup_age
         excess = len(self.lookups) - most
-        excess += most // _LEFT if excess > 0 else 0
+        excess += most // _RESTED if excess > 0 else 0
         gone: list[Transaction] = []
         for i, t in enumerate(self.lookups):
             old = now - (t.ts or t.ts_reply or now) > age

@@ -199,9 +199,9 @@ class Limits:
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
     live_awake_idle: int = 35_000_000_000
     """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
-    live_awake: int = 1_000
+    live_awake: int = 600
     """Crossings of messages in memory: beyond, the longest silent rest."""
-    live_told: int = 250
+    live_told: int = 150
     """Crossings and events told anew at a time, so that it takes little memory: the others wait for the next turn."""
     live_held_bytes: int = 64 << 20
     """Octets of their header fields and reports: beyond, as `live_awake`."""
@@ -210,7 +210,7 @@ class Limits:
     first), `traces_finished_early`."""
     live_resting_bytes: int = 1 << 30
     """Octets of header fields and reports of messages that rest: beyond, as `live_traces`."""
-    live_lookups: int = 3_000
+    live_lookups: int = 2_000
     """DNS rows held (some 1.3 KB each) for messages that may still need them: beyond, the oldest are written as they are, and
     what they answered is forgotten."""
     live_dns_answered: int = 1_000

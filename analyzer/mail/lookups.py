@@ -199,6 +199,7 @@ class Lookups:
         self.flush()
         self._elsewhere = elsewhere
         self.bound = {}
+        self.cached = {}
         self.others = {}
         self._by_key = None
 

@@ -34,7 +34,7 @@ _MOST = 64
 """Webs taken back at most because of one machine or one opaque session: the latest, or the nearest in time."""
 _FAINT, _SOUGHT, _NAME, _HELD, _HOLDS, _PASSED = (hash((__name__, n)) for n in range(6))
 """What tells keys of one kind from those of another."""
-_TS_LAST, _DECIDED, _CROSSINGS, _OCTETS, _PASSED_FIRST, _PASSED_LAST, _HELD_FIRST, _HELD_LAST = range(8)
+_TS_LAST, _DECIDED, _CROSSINGS, _OCTETS, _PASSED_FIRST, _PASSED_LAST, _HELD_FIRST, _HELD_LAST, _OUTCOMES = range(9)
 _ANYBODY = hash(None)
 
 
@@ -58,17 +58,17 @@ class Rest:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._shelf = Shelf(8)
+        self._shelf = Shelf(9)
         self.outcomes: Counter[str] = Counter()
         """Messages by outcome."""
-        self._outcomes: dict[int, tuple[str, ...]] = {}
-        self._alike: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._fates: list[tuple[str, ...]] = []
+        """Outcomes of the messages of a web, each kind once; its facts have the place here."""
         self._undecided: dict[int, list[Message]] = {}
         self.count = self.octets = 0
         """Sightings, and what of them is as long as the traffic likes."""
 
     def __len__(self) -> int:
-        return len(self._outcomes)
+        return len(self._shelf)
 
     # in
 
@@ -77,9 +77,7 @@ class Rest:
         given = list(webs)
         numbers = self._shelf.put([self._record(*one) for one in given])
         for number, (web, resting, decided) in zip(numbers, given, strict=True):
-            outcomes = tuple(sorted(one.message.outcome for one in web.told))
-            self._outcomes[number] = self._alike.setdefault(outcomes, outcomes)
-            self.outcomes.update(outcomes)
+            self.outcomes.update(_outcomes(web))
             self.count += len(resting.sightings)
             self.octets += web.octets
             if not decided and len(self._undecided) < _SHOWN:
@@ -100,15 +98,17 @@ class Rest:
                     first, last = min(first, trail.field.ts), max(last, trail.field.ts)
         keys.update(ip ^ _PASSED for ip in web.passed)
         silent_since = max(one.message.ts_last or one.message.ts_first or 0 for one in web.told)
-        facts = (silent_since, int(decided), len(resting.sightings), web.octets, first, last, held_first, held_last)
+        outcomes = _outcomes(web)
+        if outcomes not in self._fates:
+            self._fates.append(outcomes)
+        fates = self._fates.index(outcomes)
+        facts = (silent_since, int(decided), len(resting.sightings), web.octets, first, last, held_first, held_last, fates)
         return Record(_octets(resting), keys, [hash(one.message.trace_id) for one in web.told], facts)
 
     # found
 
     def joined_by(self, ties: Ties) -> list[int]:
         """Webs that a sighting joins."""
-        if not self._outcomes:
-            return []
         keys = {*ties.strong, *(key ^ _SOUGHT for key in ties.faint), *(key ^ _FAINT for key in ties.sought)}
         return self._shelf.find(keys)
 
@@ -135,7 +135,7 @@ class Rest:
     def passed_by(self, spans: Mapping[int, Iterable[tuple[int, int]]]) -> set[int]:
         """Webs whose trace fields may tell of an opaque session: (from, to) of those of a client, by the hash of its address."""
         found: set[int] = set()
-        if not spans or not self._outcomes:
+        if not spans:
             return found
         numbers, facts = self._shelf.numbers(), self._shelf.facts()
         for client, times in spans.items():
@@ -193,11 +193,10 @@ class Rest:
 
     def drop(self, number: int) -> None:
         """Forget a web."""
-        at = int(np.searchsorted(self._shelf.numbers(), number))
-        facts = self._shelf.facts()[at]
+        facts = self._shelf.facts_of(number)
         self.count -= int(facts[_CROSSINGS])
         self.octets -= int(facts[_OCTETS])
-        self.outcomes.subtract(self._outcomes.pop(number))
+        self.outcomes.subtract(self._fates[int(facts[_OUTCOMES])])
         self.outcomes += Counter()
         self._undecided.pop(number, None)
         self._shelf.drop((number,))
@@ -218,12 +217,16 @@ class Rest:
 
     def messages(self, number: int) -> int:
         """Messages of a web."""
-        return len(self._outcomes[number])
+        return len(self._fates[int(self._shelf.facts_of(number)[_OUTCOMES])])
 
     def _halves(self, number: int) -> tuple[memoryview, memoryview]:
         octets = memoryview(self._shelf.get(number))
         size = int.from_bytes(octets[:4], "little")
         return octets[4 : 4 + size], octets[4 + size :]
+
+
+def _outcomes(web: Web) -> tuple[str, ...]:
+    return tuple(sorted(one.message.outcome for one in web.told))
 
 
 def names_of(one: MailboxEvent | Sighting) -> Iterator[tuple[object, ...]]:

@@ -1,10 +1,11 @@
 """Records out of the way: their octets in a temporary file, in memory only what they are found by.
 
-A record takes 12 octets for each key and label, 8 for each fact, and some 25 besides; the file never grows beyond twice what is
+A record takes 8 octets for each key, 12 for each label, 8 for each fact, and some 25 besides; the file never grows beyond twice what is
 in it.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,15 +41,16 @@ class Shelf:
         self._sizes = np.empty(0, np.int64)
         self._facts = np.empty((0, facts), np.int64)
         self._alive = np.empty(0, bool)
-        self._keys = np.empty(0, np.int64)
-        """Ascending."""
+        self._count = 0
+        self._keys = np.empty(0, np.uint32)
+        """Shortened, ascending."""
         self._of_key = np.empty(0, np.int32)
         """Which record has it: its place among `_numbers`."""
         self._labels = np.empty(0, np.int64)
         self._of_label = np.empty(0, np.int32)
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._alive))
+        return self._count
 
     def put(self, records: Sequence[Record]) -> list[int]:
         """Put some away; their numbers."""
@@ -70,7 +72,9 @@ class Shelf:
         self._sizes = np.concatenate((self._sizes, sizes))
         self._facts = np.concatenate((self._facts, np.array([record.facts for record in records], np.int64)))
         self._alive = np.ones(count + len(records), bool)
+        self._count = len(self._numbers)
         keys, of_key = _listed([record.keys for record in records], count)
+        keys = _short(keys)
         order = np.argsort(keys, kind="stable")
         keys, of_key = keys[order], of_key[order]
         at = np.searchsorted(self._keys, keys, "right")
@@ -80,10 +84,10 @@ class Shelf:
         return [int(number) for number in numbers]
 
     def find(self, keys: Collection[int]) -> list[int]:
-        """Numbers of the records that have any of these keys, ascending."""
+        """Numbers of the records that have any of these keys, ascending; once in millions of times of one that has none."""
         if not len(self._keys) or not keys:
             return []
-        wanted = np.fromiter(keys, np.int64, len(keys))
+        wanted = _short(np.fromiter(keys, np.int64, len(keys)))
         first = np.searchsorted(self._keys, wanted, "left")
         last = np.searchsorted(self._keys, wanted, "right")
         if not (last > first).any():
@@ -99,13 +103,14 @@ class Shelf:
     def drop(self, numbers: Iterable[int]) -> None:
         """Forget records."""
         self._alive[np.searchsorted(self._numbers, np.fromiter(numbers, np.int64))] = False
+        self._count = int(np.count_nonzero(self._alive))
 
     def numbers(self) -> Any:
         """Numbers of all records, ascending."""
         return self._numbers[self._alive]
 
     def facts_of(self, numbers: Any) -> Any:
-        """The facts of some, by a column of their numbers: one row for each."""
+        """The facts of one, by its number; of several, by a column of these: one row for each."""
         return self._facts[np.searchsorted(self._numbers, numbers)]
 
     def facts(self) -> Any:
@@ -141,8 +146,13 @@ class Shelf:
         self._end = int(self._sizes.sum())
 
 
+def _short(keys: Any) -> Any:
+    """Keys of 32 bits."""
+    return (keys ^ keys >> 32).astype(np.uint32)
+
+
 def _listed(lists: Sequence[Collection[int]], first: int) -> tuple[Any, Any]:
     """The values of several owners, which are counted from `first`; and whose each is."""
     counts = np.array([len(one) for one in lists], np.int64)
-    values = np.fromiter((value for one in lists for value in one), np.int64, int(counts.sum()))
+    values = np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))
     return values, np.repeat(np.arange(first, first + len(lists), dtype=np.int32), counts)

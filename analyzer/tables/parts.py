@@ -24,11 +24,13 @@ from analyzer.tables.visible import visible
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 PART, OPEN = ".part.jsonl", ".open.jsonl"
+_PLACE = np.dtype([("owner", np.int64), ("size", np.uint32)])
+"""Rows of one owner in a file: its hash, their octets."""
 _PIECE = 1 << 20
 """Octets copied at a time."""
 _SOME = 64
 """Rows written at a time."""
-_HELD = 2000
+_HELD = 100
 """Rows of a table held before they are written without being asked to."""
 
 
@@ -41,8 +43,8 @@ class Parts:
         self._rows: dict[str, list[Any]] = {name: [] for name in TABLES}
         self._format = {name: json_lines(table) for name, table in TABLES.items()}
         self._fds: dict[str, int] = {}
-        self._places: dict[str, Any] = {name: np.empty((0, 3), np.int64) for name in TABLES}
-        """Where the rows of each owner stand in the file of what is open, in order: (hash of the owner, begin, end)."""
+        self._places: dict[str, Any] = {name: np.empty(0, _PLACE) for name in TABLES}
+        """Whose rows stand in the file of what is open, in order."""
         self._staged: dict[str, dict[int, bytes]] = {name: {} for name in TABLES}
         """New rows of what is open that are not in its file yet, by the hash of their owner."""
         self.left_over: Path | None = None
@@ -111,29 +113,29 @@ class Parts:
         alive = set(held.tolist()) if staged else set()
         path = self.directory / f"{table}{OPEN}"
         temporary = self.directory / f".{table}{OPEN}.{os.getpid()}"
-        new_places: list[tuple[int, int, int]] = []
+        new_places: list[tuple[int, int]] = []
         try:
             with open(temporary, "wb") as new:
                 for key, octets in staged.items():
                     if key in alive:
-                        start = new.tell()
                         new.write(octets)
-                        new_places.append((key, start, new.tell()))
+                        new_places.append((key, len(octets)))
                 for owner, mine in rows:
                     start, left = new.tell(), iter(mine)
                     while some := list(islice(left, _SOME)):
                         new.write("".join(self._format[table](some)).encode())
-                    new_places.append((hash(owner), start, new.tell()))
+                    new_places.append((hash(owner), new.tell() - start))
                 staged.clear()
-                places = np.array(new_places, np.int64).reshape(-1, 3)
+                places = np.array(new_places, _PLACE)
                 before = self._places[table]
-                stay = np.isin(before[:, 0], held) & ~np.isin(before[:, 0], places[:, 0])
+                stay = np.isin(before["owner"], held) & ~np.isin(before["owner"], places["owner"])
                 if stay.all() and not len(places):
                     temporary.unlink()
                     return
                 if stay.any():
                     with open(path, "rb") as old:
-                        places = np.concatenate((places, _copy(old, new, before[stay])))
+                        _copy(old, new, before["size"].astype(np.int64), stay)
+                        places = np.concatenate((places, before[stay]))
             temporary.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -163,16 +165,12 @@ class Parts:
         self._fds.clear()
 
 
-def _copy(old: BinaryIO, new: BinaryIO, places: Any) -> Any:
-    """Copy what stays, what stands together at once; where it is now."""
-    begin, end = places[:, 1], places[:, 2]
-    apart = np.flatnonzero(np.concatenate(([True], begin[1:] != end[:-1])))
-    first_new = new.tell()
-    for first, last in zip(apart, np.concatenate((apart[1:], [len(places)])), strict=True):
-        _copy_octets(old, new, int(begin[first]), int(end[last - 1]))
-    size = end - begin
-    now = first_new + np.cumsum(size) - size
-    return np.column_stack((places[:, 0], now, now + size))
+def _copy(old: BinaryIO, new: BinaryIO, sizes: Any, stay: Any) -> None:
+    """Copy what stays, of all that stands in a file; what stands together at once."""
+    end = np.cumsum(sizes)
+    edges = np.flatnonzero(np.diff(stay, prepend=False, append=False))
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        _copy_octets(old, new, int(end[first] - sizes[first]), int(end[last - 1]))
 
 
 def _copy_octets(old: BinaryIO, new: BinaryIO, first: int, last: int) -> None:

@@ -9,6 +9,7 @@
 """
 
 import marshal
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,7 +25,8 @@ from analyzer.wire.anomalies import Anomaly
 _BLOCK = 256
 """Rows read at a time of each spilled run, at most."""
 _BLOCKS = 16
-"""Share of the rows that may be held, 1/16, that is read at a time of each run, so that merging takes no more memory."""
+"""Share of the rows that may be held, 1/16, that is read at a time of each run, so that merging takes no more memory;
+at least as many rows."""
 _FAN = 64
 """Spilled runs of one level: then they are merged into one of the next, so that few files are open."""
 _LAST: dict[str, Any] = {"int": 1 << 64, "time": 1 << 64, "text": "\U0010ffff"}
@@ -166,11 +168,11 @@ def _packer(table: Table) -> Callable[[list[Any]], list[Any]]:
 class _Run:
     """Sorted rows in a temporary file."""
 
-    def __init__(self, file: IO[bytes], place: int, sizes: list[int], level: int = 0) -> None:
+    def __init__(self, file: IO[bytes], place: int, sizes: Iterable[int], level: int = 0) -> None:
         """Blocks of these sizes (octets) from a place on; `level`: how often its rows were merged."""
         self._file = file
         self._place = place
-        self._sizes = sizes
+        self._sizes = array("I", sizes)
         self.level = level
 
     def blocks(self) -> Blocks:
@@ -191,7 +193,7 @@ class Spool:
     def __init__(self, table: Table, limit: int) -> None:
         self.table = table
         self._limit = max(limit, 1)
-        self._block = min(max(limit // _BLOCKS, 1), _BLOCK)
+        self._block = min(max(limit // _BLOCKS, min(limit, _BLOCKS)), _BLOCK)
         self._order = _Order(table)
         self._pack = _packer(table)
         self._rows: list[Any] = []
@@ -269,7 +271,7 @@ class Spool:
     def _write(self, blocks: Iterable[list[Any]], level: int) -> _Run:
         """Sorted rows to a temporary file."""
         file = scratch()
-        sizes = [file.write(block) for block in self._packed(blocks)]
+        sizes = array("I", (file.write(block) for block in self._packed(blocks)))
         return _Run(unbuffered(file), 0, sizes, level)
 
     def adopt(self, file: IO[bytes], place: int, sizes: list[int], rows: int) -> None:

@@ -28,7 +28,7 @@ _RCODES = (
 _TYPES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV", 52: "TLSA", 99: "SPF"}
 _OPT = 41
 _IN = 1
-_QUESTIONS = 4096
+_QUESTIONS = 1024
 """Question sections whose reading is remembered."""
 _TO_QUESTION = b"\xc0\x0c"
 """Pointer to the name that follows the header: how most answers name their owner."""
