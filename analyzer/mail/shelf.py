@@ -1,7 +1,7 @@
 """Records out of the way: their octets in a temporary file, in memory only what they are found by.
 
-A record takes 8 octets for each key, 12 for each label, 8 for each fact, and some 25 besides; the file never grows beyond twice what is
-in it.
+A record takes 8 octets for each key, 12 for each label, 8 for each fact, and some 25 besides; the file never grows beyond twice
+what is in it.
 """
 
 from collections.abc import Collection, Iterable, Sequence
