@@ -32,7 +32,7 @@ from analyzer.mail.rest import Rest, Resting, names_of
 from analyzer.mail.sightings import Sighting
 from analyzer.mail.story import BY_MESSAGE, Each, Elsewhere, Part, Rows, Story, Told, alone, unravel
 from analyzer.mail.tries import SMTP_PORTS, Way, held_spans
-from analyzer.mail.webs import Open, Web, Webs, ends_of_all, octets_of, packed_rows, ties_of
+from analyzer.mail.webs import Open, Said, Web, Webs, ends_of_all, octets_of, packed_rows, ties_of
 from analyzer.protocols.base import MailboxEvent, MessageCarried, SessionEnded, SessionInfo
 from analyzer.protocols.dns import Transaction
 from analyzer.wire.anomalies import Anomaly
@@ -238,8 +238,9 @@ class Ledger(Story):
         evidence: Counter[tuple[str, str, str]] = Counter()
         messages: Counter[str] = Counter()
         for one in chain.from_iterable(web.told for web in others):
-            evidence.update(one.evidence)
-            messages.update(one.ips())
+            said = one.said()
+            evidence.update(said.evidence)
+            messages.update(said.ips())
         self._wake(s for web in changed for s in web.sightings)
         self._known.wake(messages)
         elsewhere = replace(self._elsewhere(others), evidence=evidence, messages=messages)
@@ -293,12 +294,11 @@ class Ledger(Story):
 
     def _learn(self, told: Told) -> None:
         """Keep what the telling says of each message, and give it what it was told with."""
-        messages = {row.trace_id: row for row in told.messages}
-        same: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+        said = {row.trace_id: Said(row, [], [], []) for row in told.messages}
         opened: dict[str, Open] = {}
         for trace in told.traces:
             sightings = list(trace.observed())
-            one = opened[trace.id] = Open(self._webs.of(sightings[0]), messages[trace.id], sightings)
+            one = opened[trace.id] = Open(self._webs.of(sightings[0]), sightings)
             one.web.told.append(one)
             for leg in trace.legs:
                 if leg.sighting is None and leg.session is not None:
@@ -311,18 +311,17 @@ class Ledger(Story):
                 self._hold(item.event, one)
             for step in trace.steps or ():
                 self._hold(step.event, one)
-            one.machines = tuple((machine.ips, machine.names) for machine in _machines_of(trace))
+            said[trace.id].machines.extend((machine.ips, machine.names) for machine in _machines_of(trace))
         for leg, machine, held in told.evidence:
             if leg.trace is not None:
-                if machine is not leg.client and machine is not leg.server:  # another asked for it
-                    one, part = opened[leg.trace.id], (machine.ips, machine.names)
-                    one.machines = (*one.machines, part) if part not in one.machines else one.machines
-                evidence = opened[leg.trace.id].evidence
-                for role, rule in held:
-                    evidence.append(same.setdefault(key := (machine.ips[0], role, rule), key))
+                of_message, part = said[leg.trace.id], (machine.ips, machine.names)
+                another = machine is not leg.client and machine is not leg.server  # it asked for the client
+                if another and part not in of_message.machines:
+                    of_message.machines.append(part)
+                of_message.evidence.extend((machine.ips[0], role, rule) for role, rule in held)
         for hop in told.hops:
             if hop.server_role is not None and hop.basis == "observed":
-                opened[hop.trace_id].waits.append((hop.server_role, hop.accept_s, hop.queue_s))
+                said[hop.trace_id].waits.append((hop.server_role, hop.accept_s, hop.queue_s))
         self._dns.learn(told)
         rows: dict[str, list[tuple[str, Any]]] = {name: [] for name in opened}
         for table in BY_MESSAGE:
@@ -334,7 +333,7 @@ class Ledger(Story):
             if owner in rows:
                 rows[owner].append(("anomalies", anomaly))
         for name, mine in rows.items():
-            opened[name].keep(mine)
+            opened[name].keep(said[name], mine)
 
     def _hold(self, event: object, one: Open) -> None:
         one.events.append(event)
@@ -458,7 +457,7 @@ class Ledger(Story):
 
     def open_messages(self) -> Iterator[Message]:
         """Rows of the messages that are not over and do not rest, as of the last telling."""
-        return (one.message for web in self._webs for one in web.told)
+        return (one.said().message for web in self._webs for one in web.told)
 
     def resting_messages(self) -> Iterator[Message]:
         """Rows of the first messages that rest while their fate is not known."""
@@ -475,12 +474,12 @@ class Ledger(Story):
 
     def traces(self) -> Any:
         """Hashes of the ids of all messages that are not over, as a numpy column."""
-        awake = np.array([hash(message.trace_id) for message in self.open_messages()], np.int64)
+        awake = np.array([hash(one.trace_id) for web in self._webs for one in web.told], np.int64)
         return np.concatenate((awake, self._rest.traces()))
 
     def waits(self) -> Iterator[tuple[str, float | None, float | None]]:
         """Server's role, accept_s and queue_s of their hops, and of the latest before them."""
-        return chain(self._waits_before, (wait for web in self._webs for one in web.told for wait in one.waits))
+        return chain(self._waits_before, (wait for web in self._webs for one in web.told for wait in one.said().waits))
 
     def hosts_before(self) -> Any:
         """Hashes of the ids of hosts that had part in finished messages, as a numpy column."""
@@ -512,7 +511,7 @@ class Ledger(Story):
         over, early = self._over(now)
         over_resting, crowded = self._over_resting(now)
         if early or crowded:
-            last = max((one.message.ts_last or 0 for one in over), default=now)
+            last = max((one.last for one in over), default=now)
             detail = f"{early + crowded:,} messages; a later hop or retrieval of theirs is told as another message"
             yield "anomalies", Anomaly(last, "", None, None, "traces_finished_early", detail, None)
         for number in over_resting:
@@ -543,14 +542,15 @@ class Ledger(Story):
             mine = Resting(list(web.sightings))
             for one in web.told:
                 mine.events += self._its_own(one)
-                mine.evidence.update(one.evidence)
-                mine.messages.update(one.ips())
+                said = one.said()
+                mine.evidence.update(said.evidence)
+                mine.messages.update(said.ips())
                 mine.rows.append(one.packed)
             resting.append((web, mine, _all_decided(web)))
             lookups = [self._dns.row(event) for event in mine.events if isinstance(event, Transaction)]
             if lookups:
                 mine.rows.append(packed_rows([("dns", row) for row in lookups]))
-                self._rested_dns.append((web.told[0].message.trace_id, lookups))
+                self._rested_dns.append((web.told[0].trace_id, lookups))
         self._rest.put(resting)
         self._let_go_of(over)
 
@@ -568,8 +568,9 @@ class Ledger(Story):
     def _let_go_of(self, over: list[Open]) -> None:
         """Their rows have been taken: forget them, but for what they say of hosts."""
         events = {id(event): event for one in over for event in self._its_own(one)}
-        self._known.add(hosts_of(over))
-        self._waits_before.extend(wait for one in over for wait in one.waits)
+        said = [one.said() for one in over]
+        self._known.add(hosts_of(said))
+        self._waits_before.extend(wait for one in said for wait in one.waits)
         self._mailbox = deque(event for event in self._mailbox if id(event) not in events)
         self._tries = deque(event for event in self._tries if id(event) not in events)
         self._carried_by.update(event.session_id for event in events.values() if isinstance(event, SessionInfo))
@@ -598,7 +599,7 @@ class Ledger(Story):
         others: list[tuple[int, int, Web]] = []
         for web in self._webs:
             if not web.changed and len(web.sightings) <= _WEB:
-                silent = min(now - _last(one) for one in web.told)
+                silent = min(now - one.last for one in web.told)
                 if silent > patience:
                     chosen.append(web)
                 else:
@@ -636,12 +637,12 @@ class Ledger(Story):
             if web.changed or len(web.sightings) <= _WEB:
                 continue
             for one in web.told:
-                decided = one.message.outcome in DECIDED
-                silent = now - _last(one)
+                decided = one.outcome in DECIDED
+                silent = now - one.last
                 if silent > (limits.live_decided_idle if decided else limits.queue_lifetime):
                     over.append(one)
                 else:
-                    waiting.append((not decided, -silent, one.message.trace_id, one))
+                    waiting.append((not decided, -silent, one.trace_id, one))
         most = min(limits.live_awake, limits.live_traces)
         count = self._webs.count - sum(len(one.sightings) for one in over)
         octets = self._webs.octets - sum(octets_of(one.sightings) for one in over)
@@ -839,11 +840,6 @@ def _machines_of(trace: Trace) -> Iterable[Machine]:
     return {id(machine): machine for machine in ends}.values()
 
 
-def _last(one: Open) -> int:
-    """When something was last seen of a message."""
-    return one.message.ts_last or one.message.ts_first or 0
-
-
 def _may_be_noticed(s: Sighting, notices: dict[str, list[int]]) -> bool:
     """Whether a notice that a message has arrived may be about this one."""
     times = notices.get(s.session.server_ip)
@@ -859,7 +855,7 @@ def _may_have_been_tried(web: Web, tries: dict[Way, list[int]], ips: set[str]) -
 
 
 def _all_decided(web: Web) -> bool:
-    return all(one.message.outcome in DECIDED for one in web.told)
+    return all(one.outcome in DECIDED for one in web.told)
 
 
 _NOBODY = hash(None)

@@ -21,7 +21,7 @@ from analyzer.mail.hosts import ROLES, address_place, evidence_items, host_id
 from analyzer.mail.records import Host
 from analyzer.mail.shelf import Record, Shelf
 from analyzer.mail.sightings import Sighting
-from analyzer.mail.webs import Open
+from analyzer.mail.webs import Said
 from analyzer.protocols.base import SessionInfo
 
 _NAMES = 64
@@ -178,7 +178,7 @@ class KnownHosts:
         return self._shared.setdefault(key, item) if item["count"] <= _FEW else item
 
 
-def hosts_of(messages: Collection[Open]) -> list[Host]:
+def hosts_of(messages: Collection[Said]) -> list[Host]:
     """What messages say of the hosts that had part in them."""
     machines = {ips[0]: (ips, names) for one in messages for ips, names in one.machines}
     parts = Counter(ip for one in messages for ip in one.ips())

@@ -81,7 +81,7 @@ class Rest:
             self.count += len(resting.sightings)
             self.octets += web.octets
             if not decided and len(self._undecided) < _SHOWN:
-                self._undecided[number] = [one.message for one in web.told]
+                self._undecided[number] = [one.said().message for one in web.told]
 
     def _record(self, web: Web, resting: Resting, decided: bool) -> Record:
         keys = {*web.strong, *(key ^ _FAINT for key in web.faint), *(key ^ _SOUGHT for key in web.sought)}
@@ -97,13 +97,13 @@ class Rest:
                 if trail.field.ts is not None:
                     first, last = min(first, trail.field.ts), max(last, trail.field.ts)
         keys.update(ip ^ _PASSED for ip in web.passed)
-        silent_since = max(one.message.ts_last or one.message.ts_first or 0 for one in web.told)
+        silent_since = max(one.last for one in web.told)
         outcomes = _outcomes(web)
         if outcomes not in self._fates:
             self._fates.append(outcomes)
         fates = self._fates.index(outcomes)
         facts = (silent_since, int(decided), len(resting.sightings), web.octets, first, last, held_first, held_last, fates)
-        return Record(_octets(resting), keys, [hash(one.message.trace_id) for one in web.told], facts)
+        return Record(_octets(resting), keys, [hash(one.trace_id) for one in web.told], facts)
 
     # found
 
@@ -226,7 +226,7 @@ class Rest:
 
 
 def _outcomes(web: Web) -> tuple[str, ...]:
-    return tuple(sorted(one.message.outcome for one in web.told))
+    return tuple(sorted(one.outcome for one in web.told))
 
 
 def names_of(one: MailboxEvent | Sighting) -> Iterator[tuple[object, ...]]:

@@ -46,36 +46,56 @@ class Ties(NamedTuple):
     """Hashes of the addresses of clients that its trace fields name."""
 
 
-class Open:
-    """A message that is not over, as it was told last."""
+class Said(NamedTuple):
+    """What a telling says of a message besides its rows."""
 
-    __slots__ = ("events", "evidence", "machines", "message", "packed", "sightings", "waits", "web")
-
-    def __init__(self, web: "Web", message: Message, sightings: list[Sighting]) -> None:
-        self.web = web
-        self.message = message
-        self.sightings = sightings
-        self.events: list[object] = []
-        """Lookups, sessions, attempts and mailbox events that it was told with; they are no other message's."""
-        self.evidence: list[tuple[str, str, str]] = []
-        """(address, role, rule) of each time that its hops made it hold."""
-        self.machines: tuple[tuple[tuple[str, ...], Set[str]], ...] = ()
-        """(addresses, names) of the machines that had part in it."""
-        self.packed = b""
-        """Its rows (`packed_rows`)."""
-        self.waits: list[tuple[str, float | None, float | None]] = []
-        """Server's role, accept_s and queue_s of each observed hop."""
+    message: Message
+    evidence: list[tuple[str, str, str]]
+    """(address, role, rule) of each time that its hops made it hold."""
+    machines: list[tuple[tuple[str, ...], Set[str]]]
+    """(addresses, names) of the machines that had part in it."""
+    waits: list[tuple[str, float | None, float | None]]
+    """Server's role, accept_s and queue_s of each observed hop."""
 
     def ips(self) -> Iterator[str]:
         """First addresses of the machines that had part in it."""
         return (ips[0] for ips, _ in self.machines)
 
-    def keep(self, rows: list[Row]) -> None:
-        """Keep the rows that were made of it."""
+
+class Open:
+    """A message that is not over, as it was told last.
+
+    What stays of a telling is octets: objects made in the midst of what is forgotten at once would hold its memory.
+    """
+
+    __slots__ = ("_said", "events", "last", "outcome", "packed", "sightings", "trace_id", "web")
+
+    def __init__(self, web: "Web", sightings: list[Sighting]) -> None:
+        self.web = web
+        self.sightings = sightings
+        self.events: list[object] = []
+        """Lookups, sessions, attempts and mailbox events that it was told with; they are no other message's."""
+        self.trace_id = self.outcome = ""
+        self.last = 0
+        """When something was last seen of it."""
+        self._said = b""
+        self.packed = b""
+        """Its rows (`packed_rows`)."""
+
+    def keep(self, said: Said, rows: list[Row]) -> None:
+        """Keep what was told of it."""
+        message = said.message
+        self.trace_id, self.outcome, self.last = message.trace_id, message.outcome, message.ts_last or message.ts_first or 0
+        self._said = pickle.dumps((tuple(message), *said[1:]), 5)
         self.packed = packed_rows(rows)
 
+    def said(self) -> Said:
+        """What was told of it."""
+        message, evidence, machines, waits = pickle.loads(self._said)  # our own
+        return Said(Message._make(message), evidence, machines, waits)
+
     def rows(self) -> list[Row]:
-        """Them again."""
+        """Its rows again."""
         return unpacked_rows(self.packed)
 
 
