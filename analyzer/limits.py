@@ -201,7 +201,7 @@ class Limits:
     """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
     live_awake: int = 600
     """Crossings of messages in memory: beyond, the longest silent rest."""
-    live_told: int = 150
+    live_told: int = 100
     """Crossings and events told anew at a time, so that it takes little memory: the others wait for the next turn."""
     live_held_bytes: int = 64 << 20
     """Octets of their header fields and reports: beyond, as `live_awake`."""

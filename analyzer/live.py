@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import groupby
 from operator import attrgetter
 from os import PathLike
@@ -334,6 +335,7 @@ class Live:
                 if batch is not None:
                     with self._lock:
                         self._analyze(*batch)
+                    batch = None
                 self._tick()
             return self._finish()
         finally:
@@ -477,6 +479,7 @@ class Live:
                     for table in BY_MESSAGE:
                         parts.stage(table, groupby(getattr(told, table), attrgetter("trace_id")))
                 ledger.let_go(told)
+                told = None  # or its rows are there while the next are made
             if ledger.crowded:
                 some |= self._settle()
             if not ledger.fresh:
@@ -498,6 +501,8 @@ class Live:
             if table == "messages":
                 self._finished(row)
         self._next_settling = self._now + _SETTLE
+        if self.collect:
+            _trim()
         return some
 
     @contextmanager
@@ -756,6 +761,23 @@ def _give_back() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, 2 * _LARGE)):
             mallopt(parameter, value)
+
+
+@cache
+def _trimmer() -> Callable[[int], int] | None:
+    import ctypes
+
+    with suppress(OSError, AttributeError, TypeError):
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+        return trim
+    return None
+
+
+def _trim() -> None:
+    """Have glibc give back the free pages between what is held, too; elsewhere nothing happens."""
+    trim = _trimmer()
+    if trim is not None:
+        trim(0)
 
 
 def _ended_at(event: MessageCarried) -> int:
