@@ -10,7 +10,7 @@ Rules:
 
 import pickle
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields
 from operator import attrgetter
 from shutil import copyfileobj
@@ -34,6 +34,16 @@ _RECIPIENT = tuple(f.name for f in fields(Recipient))
 _of_sighting, _of_info = attrgetter(*_SIGHTING), attrgetter(*_INFO)
 _of_connection, _of_recipient = attrgetter(*_CONNECTION), attrgetter(*_RECIPIENT)
 _LMTP, _HANDED_IN, _TRANSACTION = 1, 2, 4
+
+
+def _filler(names: Iterable[str]) -> Callable[[Any, list[Any]], None]:
+    """A function that gives an object its fields: one statement, as a call for each costs more than all the rest of unpacking."""
+    made: dict[str, Callable[[Any, list[Any]], None]] = {}
+    exec(f"def fill(made, values):\n    {', '.join('made.' + name for name in names)} = values", made)
+    return made["fill"]
+
+
+_fill_sighting, _fill_info, _fill_connection = _filler(_SIGHTING), _filler(_INFO), _filler(_CONNECTION)
 
 
 class Ends(NamedTuple):
@@ -422,17 +432,21 @@ def packed_session(info: SessionInfo) -> bytes:
     return pickle.dumps((_of_info(info), _of_connection(info.connection)), 5)
 
 
-def _same(values: Iterable[Any], texts: dict[str, str]) -> Iterator[Any]:
+def _same(values: Iterable[Any], texts: dict[str, str]) -> list[Any]:
     """Values, equal texts being one: names, addresses and replies of servers come again and again."""
-    return (texts.setdefault(value, value) if type(value) is str else value for value in values)
+    known = texts.setdefault
+    return [known(value, value) if type(value) is str else value for value in values]
 
 
 def unpacked_session(octets: bytes, texts: dict[str, str]) -> SessionInfo:
     """The session again; `texts`: those there are."""
     values, connection = pickle.loads(octets)  # our own file, which has no name
-    values, connection = _same(values, texts), _same(connection, texts)
-    of_connection = dict(zip(_CONNECTION, connection, strict=True))
-    return SessionInfo(connection=Connection(**of_connection), **dict(zip(_INFO, values, strict=True)))
+    info: SessionInfo = object.__new__(SessionInfo)
+    _fill_info(info, _same(values, texts))
+    info.connection = object.__new__(Connection)
+    _fill_connection(info.connection, _same(connection, texts))
+    info.connection.session = None
+    return info
 
 
 def packed(s: Sighting) -> bytes:
@@ -444,9 +458,8 @@ def packed(s: Sighting) -> bytes:
 def unpacked(octets: bytes, trails: dict[int, Trail], texts: dict[str, str]) -> Sighting:
     """The sighting again, all but its session; `trails`, `texts`: those there are, trails by mark."""
     values, recipients, fields_ = pickle.loads(octets)  # our own file, which has no name
-    s = Sighting()
-    for name, value in zip(_SIGHTING, _same(values, texts), strict=True):
-        setattr(s, name, value)
+    s: Sighting = object.__new__(Sighting)
+    _fill_sighting(s, _same(values, texts))
     s.order = 0
     s.recipients = [Recipient(*_same(r, texts)) for r in recipients]
     trail: Trail | None = None
