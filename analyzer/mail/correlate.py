@@ -39,6 +39,8 @@ _SLACK = 2_000_000_000
 """Nanoseconds by which a later hop may seem to begin before the earlier one ended (clocks of two taps, pipelined relays)."""
 _FOLDS = 10
 """Octets of line folding that one trace field may have."""
+_TOGETHER = 60_000_000_000
+"""Messages that came to a host within this time wait there together."""
 _ADDED = 2_000
 """Octets that a host may add to a message's header."""
 _FALLBACK_WITHIN = 600_000_000_000
@@ -103,6 +105,10 @@ class Correlator:
         self.hosts = hosts
         self.limits = limits
         self.forest = Forest(len(sightings))
+        self._tried: dict[int, int] = {}
+        """Message held, by its `order` -> the latest refused attempt that is taken to be its, likewise."""
+        self._refused: set[int] = set()
+        """Those of them that were refused for good."""
         self.reused: list[Sighting] = []
         """First sighting of each further message under a Message-ID that has another body."""
 
@@ -237,7 +243,13 @@ class Correlator:
         left: list[Sighting] = []
         identified = self._identified() if any(s.envelope_id for s in bare) else {}
         for s in bare:
-            other = self._held(s, envelopes) or self._sent_later(s, envelopes) or identified.get((s.mail_from, s.envelope_id))
+            other = self._held(s, envelopes)
+            if other is not None:
+                self._tried[other.order] = s.order
+                if s.outcome == "rejected":
+                    self._refused.add(other.order)
+            else:
+                other = self._sent_later(s, envelopes) or identified.get((s.mail_from, s.envelope_id))
             if other is not None:
                 self.forest.join(other.order, s.order)
             elif s.size_stated is not None:
@@ -270,9 +282,10 @@ class Correlator:
     def _held(self, s: Sighting, envelopes: "Envelopes") -> Sighting | None:
         """The message under this envelope that the client had taken in before, best one not yet passed on.
 
-        Of several it is the one that grew by what that client adds.
+        Of several it is the one that grew by what that client adds; of messages alike that wait together each is tried in turn.
         """
-        found: list[tuple[tuple[int, int], int | None, Sighting]] = []
+        found: list[tuple[tuple[int, int, int], int | None, Sighting]] = []
+        wanted = {r.address.lower() for r in s.recipients[:_LOOK_BACK]}
         for other in envelopes.arrived(s):
             if s.ts - other.ts > self.limits.queue_lifetime or other is s:
                 break
@@ -287,15 +300,22 @@ class Correlator:
                 if 0 <= grown < _ADDED
                 else 0
             )
-            done = any(x.ts < s.ts and x.outcome in ("accepted", "partial") and _took(x, s) for x in sent)
+            done = any(x.ts < s.ts and x.outcome in ("accepted", "partial") and _settled(x, wanted) for x in sent)
+            whole = sum(r.address.lower() in wanted for r in other.recipients) >= len(wanted)
             if fits:
-                found.append(((fits, 0 if done else 1), grown, other))
+                found.append(((fits, 0 if done else 1, 1 if whole else 0), grown, other))
         best = max((rank for rank, *_ in found), default=None)
         alike = [(grown, other) for rank, grown, other in found if rank == best]
         if len(alike) < 2:
             return alike[0][1] if alike else None
         usual = envelopes.usual_growth(s)
-        return max(alike, key=lambda of: (usual[of[0]] if of[0] is not None else 0, of[1].order))[1]
+        votes = [(usual[grown] if grown is not None else 0, other) for grown, other in alike]
+        most = max(times for times, _ in votes)
+        alike_still = [other for times, other in votes if times == most]
+        waiting = [other for other in alike_still if other.order not in self._refused] or alike_still
+        latest = max(other.ts for other in waiting)
+        together = [other for other in waiting if latest - other.ts <= _TOGETHER]
+        return min(together, key=lambda other: (self._tried.get(other.order, -1), other.order))
 
     def _sent_later(self, s: Sighting, envelopes: "Envelopes") -> Sighting | None:
         """The later transmission that this attempt was a try of."""
@@ -319,10 +339,9 @@ def growth(arrived: Sighting, sent: Sighting) -> int | None:
     return sent.size_stated - arrived.size if sent.size_stated is not None and arrived.size is not None else None
 
 
-def _took(sent: Sighting, s: Sighting) -> bool:
-    """`sent` has already brought a recipient of `s` to its next host."""
-    wanted = {r.address.lower() for r in s.recipients[:_LOOK_BACK]}
-    return any(r.outcome == "accepted" and r.address.lower() in wanted for r in sent.recipients)
+def _settled(sent: Sighting, wanted: set[str]) -> bool:
+    """Whether `sent` has brought one of these recipients to the next host, or had it refused for good."""
+    return any(r.outcome in ("accepted", "rejected") and r.address.lower() in wanted for r in sent.recipients)
 
 
 Envelope = tuple[int, str | None, str]

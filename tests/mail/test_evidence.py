@@ -503,3 +503,20 @@ def test_a_hop_that_lost_its_message_joins_what_its_server_wrote_and_nothing_els
     ids = {h.message_id: h.trace_id for h in told.hops if h.message_id}
     assert event.content is None and ids["<1@a.example>"] != ids["<2@a.example>"]
     assert [h.trace_id for h in told.hops if h.queue_id == "B2" and h.basis == "observed"] == [ids["<2@a.example>"]]
+
+
+def test_of_two_messages_alike_each_is_refused_once() -> None:
+    for outcome, rounds in (("rejected", 1), ("deferred", 2)):
+        world = World()
+        post = Post(world)
+        waiting = [mail(1), mail(2)]
+        for n, message in enumerate(waiting, 1):
+            post.hand(MUA, MSA, 587, "taro@a.example", H, message, queue_id=f"A{n}")
+        for _ in range(rounds):
+            for message in waiting:
+                post.hand(MSA, MX, 25, "taro@a.example", H, None, outcome=outcome, size=len(message.replace("\n", "\r\n")) + 190)
+            world.pass_time(300)
+        told = world.tell()
+        tries = [h.trace_id for h in told.hops if h.outcome == outcome]
+        first, second = (next(h.trace_id for h in told.hops if h.message_id == f"<{n}@a.example>") for n in (1, 2))
+        assert tries == [first] * rounds + [second] * rounds
