@@ -50,6 +50,8 @@ _WAITS = 500
 """Hops of messages out of the way whose times are kept for the watch screen."""
 _TRY = 8
 """Crossings that are told anew with a failed connection or an opaque session, more or less."""
+_HURRY = 5
+"""Times as much that is told at a time by whoever is behind: each telling has a cost of its own."""
 _WEB = 64
 """Sightings of a web beyond which it does not rest and its messages leave one by one."""
 _REST_PART = 4
@@ -110,6 +112,8 @@ class Ledger(Story):
         """Messages that were still open at the end."""
         self.fresh = False
         """Something was fed since the last telling."""
+        self.behind = False
+        """More waits to be analyzed than is wanted: time is worth more than memory."""
 
     # in
 
@@ -154,7 +158,12 @@ class Ledger(Story):
     @property
     def pressing(self) -> bool:
         """So much has come, or is held, that a telling cannot wait."""
-        return self._arrived > min(self.limits.live_told, self.limits.live_awake // _FRESH) or self.crowded
+        return self._arrived > min(self.at_a_time, self.limits.live_awake // _FRESH) or self.crowded
+
+    @property
+    def at_a_time(self) -> int:
+        """Crossings and events told anew at a time."""
+        return self.limits.live_told * (_HURRY if self.behind else 1)
 
     @property
     def crowded(self) -> bool:
@@ -266,7 +275,7 @@ class Ledger(Story):
         """What has come, as much as is told at a time.  Whatever one event may be about is told with it."""
         news: list[Any] = []
         weight = 0
-        while self._news and weight < self.limits.live_told:
+        while self._news and weight < self.at_a_time:
             event = self._news.popleft()
             news.append(event)
             if isinstance(event, Sighting):

@@ -64,6 +64,8 @@ _LATEST = 200
 """Hops kept for the watch screen."""
 _MANY = 200_000
 """Packets still to be analyzed at the end that are worth a word."""
+_BEHIND = 20_000
+"""Packets waiting to be analyzed beyond which it has to be fast."""
 _HEIGHT = 30
 """Lines of the watch screen where there is no terminal."""
 
@@ -433,6 +435,7 @@ class Live:
             self._rotate = False
             self._turn()
         ledger = self._ledger
+        ledger.behind = self._backlog.waiting > _BEHIND
         if self._parts is not None:
             self._parts.flush()
         if (ledger.fresh and now >= self._next_telling) or ledger.pressing:
