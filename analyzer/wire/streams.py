@@ -79,7 +79,7 @@ class Streams:
         self._marks = 0
         self._listed_here: list[tuple[int, Attempt]] = []
         """Attempts with the number of the mark they were found before, while other instances may have earlier ones."""
-        most = limits.connections * 5 // 4
+        most = limits.connections * 3 // 2  # 5/4 are kept, and some come between two marks
         self._flows = Flows(most) if most <= _ROOM else Flows()
         self._deliveries: list[Delivery] = []
         self._lingering: dict[int, Flow] = {}
