@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a live capture takes: memory over time, and packets a second.
 
-    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 20] [--pace 1] [--at-most 5]
+    python3 bench/live.py churn [--seconds 600] [--times 10] [--rate 20] [--pace 1] [--clients 500] [--at-most 5]
     python3 bench/live.py rate CAPTURE [--pps 50000] [--seconds 60] [--backend dumpcap] [--write]
 
 `churn` feeds a live capture, tables and all, with mail that never ends: new messages, clients, names and connections all the
@@ -52,8 +52,10 @@ DOMAINS = 400
 class Town:
     """Messages that go from a program to a submission server, to an exchanger, and into a mailbox that is read."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, clients: int = 0) -> None:
+        """`clients`: so many, again and again; 0: a new one for each message."""
         self.rng = random.Random(seed)
+        self.clients = clients
         self.maker = gen.Maker(seed, 600, 0.6)
         self.number = 0
 
@@ -70,7 +72,7 @@ class Town:
         rng = self.rng
         n = self.number = self.number + 1
         user, domain = rng.randrange(3000), rng.randrange(DOMAINS)
-        client = 0x0A000000 | n * 2654435761 & 0xFFFFFF  # a new one each time
+        client = 0x0A000000 | (n % self.clients if self.clients else n) * 2654435761 & 0xFFFFFF
         msa, mx, store = 0x0B000001 + n % 3, 0x0C000000 + domain, 0x0D000001 + domain % 9
         path, odd = self.path, rng.random()
         rcpt = f"user{user}@d{domain}.example.org"
@@ -174,9 +176,9 @@ def lookup(rng: random.Random, ts: float, path: gen.Path5, name: str, kind: int,
     return [(ts, ask), (ts + 0.002, tell)]
 
 
-def mail_for_ever(seed: int, rate: float) -> Iterator[gen.Timed]:
+def mail_for_ever(seed: int, rate: float, clients: int) -> Iterator[gen.Timed]:
     """Frames in time order."""
-    town, ts = Town(seed), gen.T0
+    town, ts = Town(seed, clients), gen.T0
     waiting: list[gen.Timed] = []
     while True:
         ready: list[gen.Timed] = []
@@ -191,12 +193,12 @@ def mail_for_ever(seed: int, rate: float) -> Iterator[gen.Timed]:
         del waiting[:until]
 
 
-def source(seed: int, rate: float) -> None:
+def source(seed: int, rate: float, clients: int) -> None:
     """The frames as a pcap file to standard output, until nobody reads it."""
     out = open(1, "wb", buffering=0)  # noqa: SIM115
     out.write(gen.struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 262144, 1))
     made: list[bytes] = []
-    for ts, frame in mail_for_ever(seed, rate):
+    for ts, frame in mail_for_ever(seed, rate, clients):
         seconds = int(ts)
         made.append(gen.RECORD.pack(seconds, int((ts - seconds) * 1e9), len(frame), len(frame)) + frame)
         if len(made) >= 500:
@@ -221,12 +223,12 @@ def bounds(share: float) -> Limits:
     return replace(usual, **{name: max(int(getattr(usual, name) * share), 1) for name in names if name not in times})
 
 
-def churn(seconds: float, times: int, rate: float, at_most: float, details: bool, share: float, pace: float) -> int:
+def churn(seconds: float, times: int, rate: float, clients: int, at_most: float, details: bool, share: float, pace: float) -> int:
     """Whether memory stays."""
     import analyzer.live as live_module
     from analyzer.live import Live, Plan
 
-    command = [sys.executable, str(HERE), "source", "--rate", str(rate)]
+    command = [sys.executable, str(HERE), "source", "--rate", str(rate), "--clients", str(clients)]
     maker = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
     with tempfile.TemporaryDirectory() as folder:
         os.mkfifo(folder + "/mail")
@@ -486,6 +488,7 @@ def main() -> int:
     one.add_argument("--seconds", type=float, default=600)
     one.add_argument("--times", type=int, default=10)
     one.add_argument("--rate", type=float, default=50, help="messages a second of capture time")
+    one.add_argument("--clients", type=int, default=0, help="so many, again and again; 0: a new one for each message")
     one.add_argument("--at-most", type=float, default=5, help="per cent")
     one.add_argument("--bounds", type=float, default=1, help="this share of the limits of what is held")
     one.add_argument("--pace", type=float, default=0, help="times as fast as the clock at most; 0: as fast as it can be analyzed")
@@ -493,6 +496,7 @@ def main() -> int:
     one = modes.add_parser("source")
     one.add_argument("--rate", type=float, default=50)
     one.add_argument("--seed", type=int, default=1)
+    one.add_argument("--clients", type=int, default=0)
     one = modes.add_parser("rate")
     one.add_argument("capture", help="what is sent, again and again, as bench/gen.py makes it")
     one.add_argument("--pps", type=float, default=50_000)
@@ -506,14 +510,14 @@ def main() -> int:
     one.add_argument("--seconds", type=float)
     given = parser.parse_args()
     if given.mode == "source":
-        source(given.seed, given.rate)
+        source(given.seed, given.rate, given.clients)
         return 0
     if given.mode == "send":
         send(given.capture, given.interface, given.pps, given.seconds)
         return 0
     if given.mode == "rate":
         return rate(given.capture, given.pps, given.seconds, given.backend, given.write)
-    return churn(given.seconds, given.times, given.rate, given.at_most, given.details, given.bounds, given.pace)
+    return churn(given.seconds, given.times, given.rate, given.clients, given.at_most, given.details, given.bounds, given.pace)
 
 
 if __name__ == "__main__":

@@ -129,3 +129,71 @@ def test_what_comes_late_joins_what_rests(happens: Callable[[World, Post], None]
     for table in BY_MESSAGE:
         assert sorted(live[table], key=repr) == sorted(getattr(told, table), key=repr), table
     assert sorted(live["hosts"]) == sorted(rows(told.hosts))
+
+
+def held_by_kind(ledger: Ledger) -> dict[str, int]:
+    """How many objects of each kind a ledger holds."""
+    webs, known, rest = ledger._webs, ledger._known, ledger._rest
+    return {
+        "crossings awake": webs.count,
+        "crossings at rest": rest.count,
+        "webs": len(webs),
+        "keys awake": len(webs._strong) + len(webs._faint) + len(webs._sought),
+        "keys at rest": len(rest._shelf._keys),
+        "labels at rest": len(rest._shelf._labels),
+        "hosts awake": len(known._by_ip),
+        "hosts": len(known),
+        "sessions": len(ledger._ended) + len(ledger._going_on),
+        "lookups": len(ledger.lookups),
+        "rows of lookups": len(ledger._dns._rows),
+        "names of lookups": len(ledger._dns._lookups._words),
+        "told with": len(ledger._holder),
+        "mailbox events and attempts": len(ledger._mailbox) + len(ledger._tries),
+        "news": len(ledger._news),
+        "trace fields": len(ledger._digester),
+        "claims": len(ledger._claims_before),
+    }
+
+
+def test_what_is_held_after_ten_times_as_much_mail_is_what_was_held_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New messages, clients and connections all the time: each bound is reached early and held to."""
+    monkeypatch.setattr("analyzer.ledger._SPARE", 10)
+    limits = Limits(
+        live_awake=12,
+        live_told=6,
+        live_traces=40,
+        live_lookups=8,
+        live_hosts=14,
+        live_hosts_awake=6,
+        live_idle_sessions=10,
+        live_attempt_age=60_000_000_000,
+        live_claims=5,
+    )
+    ledger = Ledger(limits)
+    world = World()
+    post = Post(world)
+    most: list[dict[str, int]] = []
+    fed = 0
+    for number in range(250):
+        client = f"198.51.100.{number}"
+        world.lookup(MSA, f"d{number}.example", "MX", f"MX 10 mail.d{number}.example.")
+        world.attempt(MSA, MX, 25, "unanswered")
+        world.end(world.session("smtp", client, MX, 25))
+        post.whole(number, body=f"Hello, {number}.\n")
+        world.pass_time(5)
+        for event in world.events[fed:]:
+            if isinstance(event, Transaction):
+                ledger.look([event])
+            else:
+                ledger.feed(event)
+        fed = len(world.events)
+        while ledger.fresh:
+            told = ledger.retell()
+            if told is not None:
+                ledger.let_go(told)
+        for _ in ledger.settle(world.ns()):
+            pass
+        most.append(held_by_kind(ledger))
+    early, late = ({kind: max(held[kind] for held in some) for kind in most[0]} for some in (most[:25], most[25:]))
+    assert early["crossings at rest"] and early["hosts"] > limits.live_hosts_awake
+    assert {kind: count for kind, count in late.items() if count > early[kind]} == {}
