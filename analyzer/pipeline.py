@@ -235,13 +235,15 @@ class Pipeline:
         return {source: clock for source, clock in measured.items() if clock.odd}
 
     def _recognise(self, conn: Connection, orig: bytes, resp: bytes, closing: bool) -> bool | None:
-        protocol, client_is_orig, sure = recognise(conn, orig, resp, closing)
+        protocol, client_is_orig, sure, through = recognise(conn, orig, resp, closing)
         if protocol is None:
             return False if sure else None
         if self.taps is not None and not self.taps.is_new(conn):
             return False
         session = protocol.session(conn, client_is_orig, self.limits)
         session.secrets = self.secrets
+        if through is not None:
+            session.go_through(through)
         conn.session = session
         return True
 

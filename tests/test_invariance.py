@@ -26,7 +26,7 @@ PARTIAL = ("gap", "mid_stream", "one_side", "_only")
 WHOLE = sorted(
     p.stem for p in FOLDER.glob("*.txt") if not any(word in p.stem for word in PARTIAL) and "...gap" not in p.read_text()
 )
-PORTS = {"smtp": 25, "lmtp": 24, "pop3": 110, "imap": 143}
+PORTS = {"smtp": 25, "lmtp": 24, "pop3": 110, "imap": 143, "proxy": 1080}
 UNLIKE = {"frame", "reply_frame", "first_frame", "last_frame", "wireshark", "source", "last_hop_frame"}
 TABLES = "messages hops recipients deliveries timeline sessions commands links".split()
 FIN, SYN, ACK = 1, 2, 16
@@ -45,8 +45,13 @@ class Piece(NamedTuple):
 
 
 def pieces(name: str) -> list[Piece]:
+    """A dialogue's file as segments."""
+    return conversation((FOLDER / f"{name}.txt").read_text().partition("\n---")[0])
+
+
+def conversation(text: str) -> list[Piece]:
     """A dialogue as segments, the handshake and the end included."""
-    talk = dialogue.parse((FOLDER / f"{name}.txt").read_text().partition("\n---")[0])
+    talk = dialogue.parse(text)
     first, step = dialogue.START, dialogue.STEP
     said = [Piece(s.ts, s.client, s.offset, s.data, s.ack) for s in talk.segments]
     opening = [
@@ -150,3 +155,45 @@ def test_any_file_split_and_any_batch_size_changes_nothing(name: str, data: st.D
     batch = data.draw(st.sampled_from([500, 3000, 40_000]))
     want = show(name)
     assert tables(capture(segments[:cut], name), capture(segments[cut:], name), batch_bytes=batch) == want
+
+
+SOCKS_END = "C~ \\x05\\x01\\x00\\x03\\x0email.b.example\\x00\\x8f\nS~ \\x05\\x00\\x00\\x01\\x0a\\x00\\x00\\x07\\x9c\\x40\n"
+REQUEST = "CONNECT mail.b.example:143 HTTP/1.1\\r\\nHost: mail.b.example:143\\r\\n"
+PROXIES = {
+    "SOCKS5": r"C~ \x05\x01\x00" + "\n" + r"S~ \x05\x00" + "\n" + SOCKS_END,
+    "SOCKS5, login": r"C~ \x05\x02\x00\x02"
+    + "\n"
+    + r"S~ \x05\x02"
+    + "\n"
+    + r"C~ \x01\x03tim\x06s3cr3t"
+    + "\n"
+    + r"S~ \x01\x00"
+    + "\n"
+    + SOCKS_END,
+    "SOCKS4": r"C~ \x04\x01\x00\x8f\x00\x00\x00\x01tim\x00mail.b.example\x00"
+    + "\n"
+    + r"S~ \x00\x5a\x00\x00\x00\x00\x00\x00"
+    + "\n",
+    "HTTP": f"C~ {REQUEST}\\r\\n\nS~ HTTP/1.1 200 OK\\r\\n\\r\\n\n",
+    "HTTP, login": f"C~ {REQUEST}\\r\\n\nS~ HTTP/1.1 407 no\\r\\nContent-Length: 6\\r\\n\\r\\nlogin\\n\n"
+    f"C~ {REQUEST}Proxy-Authorization: Basic dGltOnMzY3IzdA==\\r\\n\\r\\n\nS~ HTTP/1.1 200 OK\\r\\n\\r\\n\n",
+}
+
+
+@pytest.mark.parametrize("kind", PROXIES)
+@pytest.mark.parametrize("cut", [list, octet_by_octet], ids=["segments", "octets"])
+def test_what_a_proxy_is_told_is_passed_over(kind: str, cut: Callable[[list[Piece]], list[Piece]]) -> None:
+    """RFC 1928, 1929, RFC 9110 9.3.6; and no word of the login to it is in any table."""
+    said = PROXIES[kind] + "S: * OK ready\nC: a LOGIN tim x\nS: a OK\nC: b LOGOUT\nS: * BYE\nS: b OK\n"
+    result = run([BytesIO(capture(cut(conversation(said)), "proxy_"))])
+    every = {name: list(result.tables.rows(name)) for name in (*TABLES, "anomalies")}
+    assert [(c.verb, c.status) for c in every["commands"]] == [("LOGIN", "OK"), ("LOGOUT", "OK")]
+    odd = [(row.name, row.detail) for row in every["anomalies"]]
+    assert odd == [("through_proxy", f"{kind.partition(',')[0]} to mail.b.example port 143")]
+    assert "s3cr" not in str(every) and "dGlt" not in str(every)
+
+
+def test_a_proxy_that_refuses_hands_nothing_on() -> None:
+    said = r"C~ \x05\x01\x00" + "\n" + r"S~ \x05\xff" + "\n"
+    result = run([BytesIO(capture(conversation(said), "proxy_"))])
+    assert not list(result.tables.rows("sessions"))

@@ -3,6 +3,7 @@
 NAMES: dict[str, str] = {
     "encrypted_dns": "A client asked a DNS server over TLS or HTTPS: its lookups cannot be seen.",
     # slug: one sentence
+    "through_proxy": "A proxy hands the connection on (SOCKS, HTTP CONNECT) to where its client asked to go.",
     "line_too_long": "A line is longer than the limit; its rest was skipped.",
     "reply_not_seen": "A reply that the dialogue needs is not in the capture.",
     "dns_malformed": "A DNS message is not what RFC 1035 says; what could be read of it was used.",

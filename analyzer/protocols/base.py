@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 from analyzer.limits import Limits
 from analyzer.protocols import proxy
+from analyzer.protocols.forward import Forward
 from analyzer.protocols.inbox import Inbox
 from analyzer.protocols.signatures import Signatures
 from analyzer.wire.anomalies import Anomaly
@@ -414,6 +415,8 @@ class Session:
         self.server = Inbox(limits)
         self._preface = Inbox(limits) if conn.start == "handshake" else None
         """The client's first octets, while they may be a PROXY header."""
+        self._of_proxy: dict[bool, int] = {}
+        """Octets to come of the originator (True) and the responder that are a forwarding proxy's."""
         self.events: list[Event] = []
         self.tls: Any = None
         """The TLS layer (`tls.Layer`), once the session is inside TLS."""
@@ -435,11 +438,37 @@ class Session:
     def _route(self, chunk: Chunk) -> None:
         """Take a chunk into the inbox or the TLS layer."""
         from_client = chunk.orig == self.client_is_orig
+        if chunk.orig in self._of_proxy:
+            behind = self._behind_proxy(chunk)
+            if behind is None:
+                return
+            chunk = behind
         for part in (chunk,) if self._preface is None or not from_client else self._past_preface(self._preface, chunk):
             if self.tls is not None:
                 self.tls.take(part, from_client)
             else:
                 (self.client if from_client else self.server).append(part)
+
+    def go_through(self, way: Forward) -> None:
+        """The connection is handed on by a proxy: what is said to it is passed over.  Before anything is fed."""
+        conn = self.info.connection
+        self._of_proxy = {True: way.orig, False: way.resp}
+        self.weird("through_proxy", f"{way.kind} to {way.host} port {way.port}", conn.ts, conn.first_frame)
+
+    def _behind_proxy(self, chunk: Chunk) -> Chunk | None:
+        """A chunk without what is the proxy's."""
+        left = self._of_proxy[chunk.orig]
+        if not chunk.gap and len(chunk.data) <= left:
+            self._of_proxy[chunk.orig] = left - len(chunk.data)
+            return None
+        del self._of_proxy[chunk.orig]
+        if chunk.gap or not left:
+            return chunk
+        inbox = Inbox(self.limits)
+        inbox.append(chunk)
+        inbox.take(left)
+        (rest,) = inbox.unread(chunk.orig)
+        return rest
 
     def _past_preface(self, inbox: Inbox, chunk: Chunk) -> Iterable[Chunk]:
         """The client's first octets without the PROXY header, once they tell whether there is one."""

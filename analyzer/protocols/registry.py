@@ -11,6 +11,7 @@ from typing import NamedTuple
 from analyzer.limits import Limits
 from analyzer.protocols import dns, imap, pop3, proxy, smtp, tls
 from analyzer.protocols.base import Recognised, Session
+from analyzer.protocols.forward import Forward, forward
 from analyzer.wire.types import Connection
 
 Probe = Callable[[bytes, bytes, int, int, bool], Recognised | None]
@@ -56,20 +57,32 @@ _HELLO = 2048
 MAIL_PORTS = frozenset[int]().union(*(p.ports for p in PROTOCOLS if p.name != "dns"))
 
 
-def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> tuple[Protocol | None, bool, bool]:
-    """Who reads this connection: (protocol or None, client_is_orig, sure).
+def recognise(conn: Connection, orig: bytes, resp: bytes, closing: bool) -> tuple[Protocol | None, bool, bool, Forward | None]:
+    """Who reads this connection: (protocol or None, client_is_orig, sure, the proxy that hands it on).
 
     `sure` False: more octets may still tell.
     """
+    found = forward(orig, resp) if conn.start == "handshake" else False
+    if found is True and not closing:
+        return None, True, False, None
+    through, port = None, conn.resp_port
+    if isinstance(found, Forward):
+        through, port, orig, resp = found, found.port, orig[found.orig :], resp[found.resp :]
+        if not (orig or resp or closing):
+            return None, True, False, None
+    return *_inside(conn, orig, resp, port, closing), through
+
+
+def _inside(conn: Connection, orig: bytes, resp: bytes, port: int, closing: bool) -> tuple[Protocol | None, bool, bool]:
     if conn.start == "handshake" and orig and orig[0] in proxy.BEGINNINGS:
         header = proxy.header(orig)
         if header is None and not closing:
             return None, True, False
         orig = orig[header[0] :] if header else orig
-    if conn.start == "handshake" and foreign(orig, resp, conn.orig_port, conn.resp_port):
+    if conn.start == "handshake" and foreign(orig, resp, conn.orig_port, port):
         return None, True, True
     for protocol in PROTOCOLS:
-        found = protocol.probe(orig, resp, conn.orig_port, conn.resp_port, closing)
+        found = protocol.probe(orig, resp, conn.orig_port, port, closing)
         if found is not None:
             return (protocol if found.protocol else None), found.client_is_orig, True
     return None, True, closing
