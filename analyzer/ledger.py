@@ -158,7 +158,9 @@ class Ledger(Story):
     @property
     def pressing(self) -> bool:
         """So much has come, or is held, that a telling cannot wait."""
-        return self._arrived > min(self.at_a_time, self.limits.live_awake // _FRESH) or self.crowded
+        limits = self.limits
+        many = self.at_a_time if self.behind else min(limits.live_told, limits.live_awake // _FRESH)
+        return self._arrived > many or self.crowded
 
     @property
     def at_a_time(self) -> int:
