@@ -199,9 +199,9 @@ class Limits:
     and it is forgotten, so a later retrieval is told as a message of its own.  Others are waited for `queue_lifetime`."""
     live_awake_idle: int = 35_000_000_000
     """Silence after which a message rests: it is on disk, and told anew when something comes that may be about it."""
-    live_awake: int = 600
+    live_awake: int = 1600
     """Crossings of messages in memory: beyond, the longest silent rest."""
-    live_told: int = 100
+    live_told: int = 400
     """Crossings and events told anew at a time, so that it takes little memory: the others wait for the next turn."""
     live_held_bytes: int = 64 << 20
     """Octets of their header fields and reports: beyond, as `live_awake`."""
