@@ -116,8 +116,8 @@ class Pipeline:
         self._attempts: dict[tuple[str, int, str, int], int] = {}
         self._add_tap()
         self.offers = Offers(self.limits)
-        self._traffic: Traffic | None = Traffic()
-        """While nothing of mail was found."""
+        self._traffic = None if share[0] else Traffic()
+        """While nothing of mail was found; the first process tells."""
         self.messages = 0
         self.bodies: dict[tuple[str, int], Body] = {}
 

@@ -291,15 +291,8 @@ class Correlator:
                 break
             sent = envelopes.passed_on(other, s)
             grown = growth(other, s)
-            fits = (
-                2
-                if grown is None
-                else 3
-                if any(x.size_stated == s.size_stated for x in sent)
-                else 2
-                if 0 <= grown < _ADDED
-                else 0
-            )
+            tried_so = grown is not None and any(x.size_stated == s.size_stated for x in sent)
+            fits = 3 if tried_so else 2 if grown is None or 0 <= grown < _ADDED else 0
             done = any(x.ts < s.ts and x.outcome in ("accepted", "partial") and _settled(x, wanted) for x in sent)
             whole = sum(r.address.lower() in wanted for r in other.recipients) >= len(wanted)
             if fits:

@@ -398,16 +398,20 @@ class Lookups:
         self._owners = {}
         wanted = {hash(ip): machine for machine in machines for ip in machine.ips}
         self._rows_of = {}
-        kinds = [recursive for _, _, _, recursive in self._kind_words]
         folded = [fold(word) for word in self._words]
-        for row, client in enumerate(self._client):
-            machine = wanted.get(client)
-            if machine is not None and kinds[self._kind[row]] and self.at[row] >= 0:
-                self._rows_of.setdefault(id(machine), {}).setdefault(folded[self._name[row]], []).append(row)
+        self._sort_out({client: id(machine) for client, machine in wanted.items()}, folded)
         self._find_stand_ins(wanted, visits, folded)
         for names in self._rows_of.values():
             for rows in names.values():
                 rows.sort(key=self._when)
+
+    def _sort_out(self, owners: dict[int, int], folded: list[str]) -> None:
+        """Give rows to machines, by who asked."""
+        kinds = [recursive for *_, recursive in self._kind_words]
+        for row, client in enumerate(self._client) if owners else ():
+            machine = owners.get(client)
+            if machine is not None and kinds[self._kind[row]] and self.at[row] >= 0:
+                self._rows_of.setdefault(machine, {}).setdefault(folded[self._name[row]], []).append(row)
 
     def _find_stand_ins(self, wanted: dict[int, Machine], visits: Iterable[Visit], folded: list[str]) -> None:
         """Rule 6: who asks for hosts that ask nothing; what it asks counts as theirs."""
@@ -438,11 +442,7 @@ class Lookups:
             alone = askers[host] == 1 == hosts_of[asker]
             if alone and len(visited) >= _TIES and fits[asker] > 0:
                 self.stand_ins[host] = self._clients[asker]
-        for host, ip in self.stand_ins.items():
-            names = self._rows_of.setdefault(host, {})
-            for row, client in enumerate(self._client):
-                if client == hash(ip) and self._kind_words[self._kind[row]][3] and self.at[row] >= 0:
-                    names.setdefault(folded[self._name[row]], []).append(row)
+        self._sort_out({hash(ip): host for host, ip in self.stand_ins.items()}, folded)
 
     def _needs(self, wanted: dict[int, Machine], visits: Iterable[Visit]) -> "dict[tuple[bool, str], list[Need]]":
         """What hosts that ask nothing needed to know, and when: (who calls?, name) -> (since, until, host, connection)."""

@@ -239,6 +239,23 @@ def mail(number: int = 1, body: str = "Hello.\n", **fields: str) -> str:
     return "".join(f"{name}: {value}\n" for name, value in header.items() if value) + "\n" + body
 
 
+def bounce(recipient: str, message_id: str = "<1@a.example>") -> str:
+    """What smtp.a.example reports of a message that it could not pass on (RFC 3464)."""
+    body = (
+        "--x\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; smtp.a.example\n\n"
+        f"Final-Recipient: rfc822; {recipient}\nAction: failed\nStatus: 5.1.1\n\n"
+        f"--x\nContent-Type: message/rfc822\n\nMessage-ID: {message_id}\n--x--\n"
+    )
+    return mail(
+        body=body,
+        From="MAILER-DAEMON@smtp.a.example",
+        To="taro@a.example",
+        Subject="failed",
+        Message_ID="<dsn@a.example>",
+        Content_Type="multipart/report; report-type=delivery-status; boundary=x",
+    )
+
+
 def received(message: str, at: float, by: str, helo: str | None = None, ip: str | None = None, **clauses: str) -> str:
     """The message with one more Received field on top; clauses: `with_`, `id`, `for_`."""
     text = f"from {helo} ({helo} [{ip}])\n\t" if helo else ""

@@ -1,6 +1,6 @@
 """Roles, hosts, fates, phases: what each rests on."""
 
-from builders import MSA, MUA, MX, NAMES, READER, RELAY, SECOND, STORE, Post, World, content, mail, parts, received, rows
+from builders import MSA, MUA, MX, NAMES, READER, RELAY, SECOND, STORE, Post, World, bounce, content, mail, parts, received, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -422,30 +422,9 @@ def test_a_recipient_that_only_a_report_names_is_told_where_the_first_hop_cannot
             post.hand(MUA, MSA, 587, "taro@a.example", H, message, queue_id="A1")
         message = received(message, at, NAMES[MSA], NAMES[MUA], MUA, with_="ESMTPSA", id="A1")
         post.deliver(post.relay(message, H), H)
-        post.hand(MSA, STORE, 24, "", ["taro@a.example"], REPORT)
+        post.hand(MSA, STORE, 24, "", ["taro@a.example"], bounce("nouser@b.example"))
         fates = {d.recipient: d.outcome for d in world.tell().deliveries if "b.example" in d.recipient}
         assert fates == ({H[0]: "delivered", "nouser@b.example": "bounced"} if opaque else {H[0]: "delivered"})
-
-
-REPORT = """From: MAILER-DAEMON@smtp.a.example
-Content-Type: multipart/report; report-type=delivery-status; boundary=x
-Message-ID: <dsn@a.example>
-
---x
-Content-Type: message/delivery-status
-
-Reporting-MTA: dns; smtp.a.example
-
-Final-Recipient: rfc822; nouser@b.example
-Action: failed
-Status: 5.1.1
-
---x
-Content-Type: message/rfc822
-
-Message-ID: <1@a.example>
---x--
-"""
 
 
 def test_of_two_messages_that_wait_a_try_is_of_the_one_that_grew_as_the_other_did() -> None:

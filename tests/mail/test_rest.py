@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from builders import MSA, MX, NAMES, READER, STORE, Post, World, mail, rows
+from builders import MSA, MX, NAMES, READER, STORE, Post, World, bounce, mail, rows
 
 from analyzer.ledger import Ledger
 from analyzer.limits import Limits
@@ -52,14 +52,7 @@ def reported(world: World, post: Post) -> None:
     message = post.submit(mail(1), TO)
     post.hand(MSA, MX, 25, "taro@a.example", TO, message, outcome="rejected", code=550)
     world.pass_time(200)
-    report = (
-        "From: MAILER-DAEMON@a.example\nTo: taro@a.example\nMessage-ID: <dsn@a.example>\nSubject: failed\n"
-        "Content-Type: multipart/report; report-type=delivery-status; boundary=b\n\n"
-        "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; smtp.a.example\n\n"
-        "Final-Recipient: rfc822; hanako@b.example\nAction: failed\nStatus: 5.1.1\n"
-        "--b\nContent-Type: message/rfc822-headers\n\nMessage-ID: <1@a.example>\nSubject: Number 1\n\n--b--\n"
-    )
-    post.hand(MSA, STORE, 24, "", ["taro@a.example"], report)
+    post.hand(MSA, STORE, 24, "", ["taro@a.example"], bounce("hanako@b.example"))
 
 
 def inside_tls(world: World, post: Post) -> None:
